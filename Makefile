@@ -1,0 +1,29 @@
+# Set-up, demo and tests. Each target makes .venv on first use and costs nothing the second time.
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test test-all check clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/digits/demo.py
+
+test: $(STAMP)
+	scripts/test
+
+test-all: $(STAMP)
+	scripts/test --all
+
+check: $(STAMP)
+	scripts/check
+
+clean:
+	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache

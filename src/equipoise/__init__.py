@@ -1,0 +1,1 @@
+"""equipoise: the smallest, fastest engine that is still accurate enough, and the proof."""

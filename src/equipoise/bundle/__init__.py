@@ -1,0 +1,1 @@
+"""The directory that ships: manifest, hashes, golden vectors."""

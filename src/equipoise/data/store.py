@@ -1,0 +1,142 @@
+"""Rows of named arrays on disk, of any shape from row to row, read by memory map.
+
+Every stage after data preparation reads its samples from here, so that none needs a tokenizer or
+an image library, and memory stays at one row whatever the number of rows.
+
+    rows.json            names, dtypes, ranks, number of rows
+    <i>.bin              all values of array i, row after row
+    <i>.shapes.npy       int64 [rows, rank]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from equipoise import fs, record
+from equipoise.errors import DataError
+from equipoise.spec import Array, describe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One named array of every row."""
+
+    name: str
+    dtype: str
+    rank: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsHeader:
+    """What ``rows.json`` says."""
+
+    columns: tuple[Column, ...]
+    rows: int
+
+
+def write_rows(directory: Path, rows: Iterable[Mapping[str, Array]]) -> RowsHeader:
+    """Write rows to ``directory``, one at a time.
+
+    Args:
+        directory: A directory to make or fill.
+        rows: Each row a mapping of name to array; names, dtypes and ranks equal in all rows.
+
+    Raises:
+        DataError: No rows, or a row that differs from the first in names, dtypes or ranks.
+        OutputError: The directory cannot be written.
+    """
+    fs.make_directory(directory)
+    iterator = iter(rows)
+    first = next(iterator, None)
+    if first is None:
+        raise DataError("there is no sample at all: the data is empty")
+    columns = tuple(Column(name=n, dtype=str(a.dtype), rank=a.ndim) for n, a in first.items())
+    shapes: list[list[tuple[int, ...]]] = [[] for _ in columns]
+    with ExitStack() as stack:
+        files = [stack.enter_context(fs.appending(directory / f"{i}.bin")) for i in range(len(columns))]
+        for index, row in enumerate(_chain(first, iterator)):
+            _check_row(row, columns, index=index)
+            for column, file, seen in zip(columns, files, shapes, strict=True):
+                file.write(np.ascontiguousarray(row[column.name]).tobytes())
+                seen.append(row[column.name].shape)
+    header = RowsHeader(columns=columns, rows=len(shapes[0]))
+    _write_shapes(directory, header, shapes)
+    fs.write_json(directory / "rows.json", header)
+    return header
+
+
+def _chain(first: Mapping[str, Array], rest: Iterator[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
+    yield first
+    yield from rest
+
+
+def _write_shapes(directory: Path, header: RowsHeader, shapes: list[list[tuple[int, ...]]]) -> None:
+    for i, column in enumerate(header.columns):
+        array = np.array(shapes[i], dtype=np.int64).reshape(header.rows, column.rank)
+        with fs.replacing(directory / f"{i}.shapes.npy") as path, path.open("wb") as file:
+            np.save(file, array)
+
+
+def _check_row(row: Mapping[str, Array], columns: tuple[Column, ...], *, index: int) -> None:
+    if set(row) != {c.name for c in columns}:
+        raise DataError(
+            f"sample {index} has {sorted(row)}; sample 0 has {sorted(c.name for c in columns)}"
+        )
+    for column in columns:
+        array = row[column.name]
+        if str(array.dtype) != column.dtype or array.ndim != column.rank:
+            raise DataError(
+                f"sample {index}: {column.name!r} is {describe(array)}; in sample 0 it is"
+                f" {column.dtype} with {column.rank} dimensions"
+            )
+
+
+class Rows:
+    """Rows written by :func:`write_rows`, read on demand."""
+
+    def __init__(self, directory: Path) -> None:
+        text = fs.read_text(directory / "rows.json", error=DataError)
+        self.header = record.loads(RowsHeader, text, where=str(directory / "rows.json"))
+        self._shapes = [np.load(directory / f"{i}.shapes.npy") for i in range(len(self.header.columns))]
+        self._values = [self._map(directory / f"{i}.bin", i) for i in range(len(self.header.columns))]
+        self._starts = [self._offsets(shapes) for shapes in self._shapes]
+
+    def _map(self, path: Path, index: int) -> Array:
+        if path.stat().st_size == 0:
+            return np.empty(0, dtype=self.header.columns[index].dtype)
+        return np.memmap(path, dtype=self.header.columns[index].dtype, mode="r")
+
+    @staticmethod
+    def _offsets(shapes: Array) -> Array:
+        sizes = np.prod(shapes, axis=1, dtype=np.int64)
+        return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)])
+
+    def __len__(self) -> int:
+        return self.header.rows
+
+    def __getitem__(self, index: int) -> dict[str, Array]:
+        """Row ``index`` as new arrays."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return {c.name: self._array(i, index) for i, c in enumerate(self.header.columns)}
+
+    def _array(self, column: int, index: int) -> Array:
+        start, end = self._starts[column][index : index + 2]
+        shape = tuple(self._shapes[column][index].tolist())
+        return np.array(self._values[column][start:end]).reshape(shape)
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        return (self[i] for i in range(len(self)))
+
+    def shapes(self, name: str) -> Array:
+        """int64 [rows, rank]: the shape of ``name`` in every row."""
+        index = [c.name for c in self.header.columns].index(name)
+        shapes: Array = self._shapes[index]
+        return shapes
+
+

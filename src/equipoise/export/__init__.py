@@ -1,0 +1,1 @@
+"""PyTorch to ONNX. The only folder beside compress/ that imports torch."""

@@ -1,0 +1,197 @@
+"""The only module that writes files.
+
+A file or directory appears whole or not at all: it is written beside its place under a temporary
+name, flushed to disk, and renamed. What stood there before stays until the rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from equipoise import record
+from equipoise.errors import EquipoiseError, OutputError
+
+_CHUNK_BYTES: Final = 1 << 20
+_NO_SPACE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    """Turn an operating-system error on ``path`` into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise _output_error(path, error) from error
+
+
+def _output_error(path: Path, error: OSError) -> OutputError:
+    if error.errno in _NO_SPACE:
+        return OutputError(
+            f"no space left to write {path}: {error.strerror}",
+            hint="Free some space or choose another output directory; nothing was half-written.",
+        )
+    return OutputError(
+        f"cannot write {path}: {error.strerror or error}",
+        hint="Choose a directory that you can write.",
+    )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(root: Path) -> None:
+    for directory, _, files in os.walk(root):
+        for name in files:
+            _sync(Path(directory, name))
+        _sync(Path(directory))
+
+
+def make_directory(path: Path) -> Path:
+    """Make ``path`` and its parents. Raises OutputError when that is impossible."""
+    with _output_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def check_writable(directory: Path, *, needed_bytes: int = 0) -> None:
+    """Make ``directory`` and prove that it can be written, before hours of work.
+
+    Raises:
+        OutputError: It cannot be made or written, or has less than ``needed_bytes`` free.
+    """
+    make_directory(directory)
+    with _output_errors(directory), tempfile.TemporaryFile(dir=directory) as probe:
+        probe.write(b"equipoise")
+        probe.flush()
+    free = shutil.disk_usage(directory).free
+    if free < needed_bytes:
+        raise OutputError(
+            f"{directory} has {free:,} bytes free; about {needed_bytes:,} are needed",
+            hint="Free some space or choose another directory.",
+        )
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write; rename it to ``path`` when the block ends well.
+
+    For libraries that write files themselves. Raises OutputError as above.
+    """
+    make_directory(path.parent)
+    with _output_errors(path):
+        temporary = Path(tempfile.mkdtemp(prefix=".equipoise-", dir=path.parent))
+    try:
+        with _output_errors(path):
+            yield temporary / path.name
+            _sync(temporary / path.name)
+            os.replace(temporary / path.name, path)
+            _sync(path.parent)
+    finally:
+        remove(temporary)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 ``text`` to ``path``, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a dataclass or plain values as canonical JSON."""
+    write_text(path, record.dumps(value))
+
+
+def copy_file(source: Path, destination: Path) -> None:
+    """Copy bytes; never link, because ONNX refuses external data behind links."""
+    with replacing(destination) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[BinaryIO]:
+    """A new file inside a staged directory, to be written in pieces."""
+    with _output_errors(path), path.open("wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def staged_directory(path: Path) -> Iterator[Path]:
+    """Give an empty directory to fill; rename it to ``path`` when the block ends well.
+
+    A directory that stood at ``path`` is put back if the rename fails, and removed if it succeeds.
+    """
+    make_directory(path.parent)
+    with _output_errors(path):
+        staging = Path(tempfile.mkdtemp(prefix=".equipoise-", dir=path.parent))
+        staging.chmod(0o755)
+    try:
+        yield staging
+        with _output_errors(path):
+            _sync_tree(staging)
+            _swap_directory(staging, path)
+            _sync(path.parent)
+    finally:
+        remove(staging)
+
+
+def _swap_directory(staging: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(staging, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=".equipoise-old-", dir=path.parent)) / path.name
+    os.rename(path, old)
+    try:
+        os.rename(staging, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    remove(old.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or tree that may not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def tree_size_bytes(path: Path) -> int:
+    """Bytes of a file, or of all files below a directory."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def read_text(path: Path, *, error: type[EquipoiseError]) -> str:
+    """UTF-8 text of ``path``; ``error`` when it is missing or not text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as cause:
+        raise error(f"no such file: {path}") from cause
+    except (OSError, UnicodeDecodeError) as cause:
+        raise error(f"cannot read {path}: {cause}") from cause

@@ -1,0 +1,1 @@
+"""Latency, memory and the statistics that make them claims."""

@@ -1,0 +1,1 @@
+"""How an engine's outputs compare with the reference."""

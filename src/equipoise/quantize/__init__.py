@@ -1,0 +1,1 @@
+"""Calibration, ranges, placement and quantisation."""

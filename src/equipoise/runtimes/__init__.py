@@ -1,0 +1,1 @@
+"""Runtimes: for each one a builder that makes an engine and a session that runs it."""

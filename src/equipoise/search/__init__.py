@@ -1,0 +1,1 @@
+"""The sweet spot: candidates, verdicts, and the choice among them."""

@@ -1,0 +1,80 @@
+"""What a tensor looks like: name, dtype, shape with named dynamic dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.errors import InputError
+
+Array = NDArray[np.generic]
+Feeds = Mapping[str, Array]
+"""Named arrays that go into a model, batch dimension first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output of a model.
+
+    Attributes:
+        name: Tensor name, as in the ONNX graph.
+        dtype: NumPy name of the element type, such as ``float32``.
+        shape: Sizes; a string is a dynamic dimension, and equal strings are equal sizes.
+            Example: ``("batch", 3, 224, 224)``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def describe(array: Array) -> str:
+    """``float32[1, 8, 8]`` for messages."""
+    return f"{array.dtype}[{', '.join(map(str, array.shape))}]"
+
+
+def check_feeds(feeds: Feeds, specs: Sequence[TensorSpec]) -> None:
+    """Check that ``feeds`` fit ``specs``: names, dtypes, ranks, fixed and shared dimensions.
+
+    Raises:
+        InputError: Names the tensor, what was given and what is allowed.
+    """
+    _check_names(feeds, [spec.name for spec in specs])
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        array = feeds[spec.name]
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"input {spec.name!r} is {type(array).__name__}, not a NumPy array")
+        if array.dtype != np.dtype(spec.dtype) or array.ndim != len(spec.shape):
+            raise InputError(f"input {spec.name!r} is {describe(array)}; the model takes {spec}")
+        _check_dimensions(array, spec, sizes)
+
+
+def _check_names(feeds: Feeds, names: Iterable[str]) -> None:
+    wanted, given = set(names), set(feeds)
+    if wanted != given:
+        missing = ", ".join(sorted(wanted - given)) or "none"
+        extra = ", ".join(sorted(given - wanted)) or "none"
+        raise InputError(
+            f"inputs do not fit the model: missing {missing}; unknown {extra}",
+            hint=f"The model takes: {', '.join(sorted(wanted))}.",
+        )
+
+
+def _check_dimensions(array: Array, spec: TensorSpec, sizes: dict[str, tuple[int, str]]) -> None:
+    for size, dim in zip(array.shape, spec.shape, strict=True):
+        if isinstance(dim, int):
+            allowed, source = dim, "the model"
+        else:
+            allowed, source = sizes.setdefault(dim, (size, f"input {spec.name!r}"))
+        if size != allowed:
+            raise InputError(
+                f"input {spec.name!r} is {describe(array)}; the model takes {spec},"
+                f" and dimension {dim!r} is {allowed} in {source}"
+            )
