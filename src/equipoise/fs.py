@@ -172,6 +172,13 @@ def _swap_directory(staging: Path, path: Path) -> None:
     remove(old.parent)
 
 
+@contextlib.contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """A directory for a library that wants to write files nobody keeps."""
+    with tempfile.TemporaryDirectory(prefix="equipoise-") as name:
+        yield Path(name)
+
+
 def remove(path: Path) -> None:
     """Remove a file or tree that may not exist."""
     if path.is_dir() and not path.is_symlink():

@@ -1,8 +1,15 @@
-"""Comparators."""
+"""How the outputs of an engine compare with the reference, sample by sample, in one pass."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
+
+from equipoise.errors import NonFiniteError, ParityError
+from equipoise.spec import Array, describe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,3 +33,119 @@ class OutputParity:
     sqnr_db: float | None
     cosine: float
     top1_agreement: float | None
+
+
+class ParityMeter:
+    """Collects the comparison of one output over samples in constant memory.
+
+    Args:
+        name: The output tensor.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._max_abs = self._scale = 0.0
+        self._signal = self._noise = 0.0
+        self._cosine_sum, self._samples = 0.0, 0
+        self._agreed, self._positions = 0, 0
+
+    def add(self, reference: Array, output: Array) -> None:
+        """Add one sample.
+
+        Args:
+            reference: Reference output, of any shape.
+            output: The engine's output, of the same shape.
+
+        Raises:
+            ParityError: The shapes differ.
+        """
+        if reference.shape != output.shape:
+            raise ParityError(
+                f"output {self._name!r} is {describe(output)}; the reference is"
+                f" {describe(reference)}",
+                hint="A dimension was frozen at export, or the wrong source was given.",
+            )
+        wanted, got = reference.astype(np.float64), output.astype(np.float64)
+        difference = got - wanted
+        self._max_abs = max(self._max_abs, _largest(difference))
+        self._scale = max(self._scale, _largest(wanted))
+        self._signal += float(np.square(wanted).sum())
+        self._noise += float(np.square(difference).sum())
+        self._cosine_sum += cosine(wanted, got)
+        self._samples += 1
+        if wanted.ndim and wanted.shape[-1] > 1:
+            same = wanted.argmax(-1) == got.argmax(-1)
+            self._agreed += int(same.sum())
+            self._positions += same.size
+
+    def result(self) -> OutputParity:
+        """The comparison so far."""
+        return OutputParity(
+            name=self._name,
+            max_abs=self._max_abs,
+            scale=self._scale,
+            sqnr_db=_decibel(self._signal, self._noise),
+            cosine=self._cosine_sum / max(self._samples, 1),
+            top1_agreement=self._agreed / self._positions if self._positions else None,
+        )
+
+
+def _largest(array: Array) -> float:
+    """Largest absolute value; an engine that gives NaN is as wrong as a float can say."""
+    if not array.size:
+        return 0.0
+    return float(np.nan_to_num(np.abs(array).max(), nan=np.finfo(np.float32).max))
+
+
+def _decibel(signal: float, noise: float) -> float | None:
+    if noise == 0.0:
+        return None
+    if not math.isfinite(noise) or signal == 0.0:
+        return -400.0
+    return 10 * math.log10(signal / noise)
+
+
+def cosine(left: Array, right: Array) -> float:
+    """Cosine between two flattened arrays; 1 for two zero arrays, 0 when one is zero or NaN."""
+    a, b = left.ravel(), right.ravel()
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if norm == 0.0:
+        return float(not a.any() and not b.any())
+    value = float(np.dot(a, b)) / norm
+    return value if math.isfinite(value) else 0.0
+
+
+class Comparison:
+    """Parity meters for all outputs of a model."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, ParityMeter] = {}
+
+    def add(self, reference: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Add one sample. Raises ParityError when an output is missing or has another shape."""
+        for name, wanted in reference.items():
+            if name not in outputs:
+                raise ParityError(
+                    f"output {name!r} of the reference is not among {sorted(outputs)}"
+                )
+            self._meters.setdefault(name, ParityMeter(name)).add(wanted, outputs[name])
+
+    def result(self) -> tuple[OutputParity, ...]:
+        """One entry per output."""
+        return tuple(meter.result() for meter in self._meters.values())
+
+
+def require_finite(outputs: Mapping[str, Array], *, sample: int, what: str) -> None:
+    """Refuse NaN and infinity in ``outputs``.
+
+    Raises:
+        NonFiniteError: Names the output, the sample and how many values are not finite.
+    """
+    for name, array in outputs.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            count = int((~np.isfinite(array)).sum())
+            raise NonFiniteError(
+                f"{what}: output {name!r} of sample {sample} has {count} of {array.size} values"
+                " that are NaN or infinite",
+                hint="Check the weights and the preprocessing: no engine can be compared with it.",
+            )

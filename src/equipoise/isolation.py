@@ -1,0 +1,188 @@
+"""Run a stage in a child process, so that a crash, a hang or a leak of a backend stays there.
+
+``python -m equipoise.isolation REQUEST`` is the child. It reads ``request.json``, calls the
+function, and leaves ``result.json`` or ``error.json`` beside it. Progress comes back over a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from equipoise import fs, progress, record
+from equipoise.errors import BackendError, EquipoiseError, ResourceError, error_class
+
+_LOG_TAIL_CHARACTERS: Final = 2000
+_LINUX_PARENT_DEATH_SIGNAL: Final = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the child is to do.
+
+    Attributes:
+        function: ``module:function`` with the signature ``(config, *, output) -> record``.
+        config: The config as JSON text.
+        output: Directory for the stage's files.
+        search_path: Entries for the front of ``sys.path``.
+    """
+
+    function: str
+    config: str
+    output: Path
+    search_path: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An error of the tree, as it crosses the process boundary."""
+
+    error: str
+    message: str
+    hint: str
+
+
+def run_isolated(
+    function: str,
+    config: object,
+    *,
+    output: Path,
+    on_progress: Callable[[int, int], None],
+    time_limit_s: float,
+) -> str:
+    """Call ``function`` in a child process; return its record as JSON text.
+
+    Args:
+        function: ``module:function``.
+        config: Frozen dataclass that the function's first parameter is annotated with.
+        output: Existing directory for the stage's files.
+        on_progress: Called with steps done and steps in all.
+        time_limit_s: The child is killed after so many seconds.
+
+    Raises:
+        EquipoiseError: Whatever the function raised.
+        BackendError: The child died; the message has the signal and the end of its log.
+        ResourceError: The time limit passed.
+    """
+    with fs.scratch_directory() as folder:
+        text = record.dumps(config)
+        request = Request(
+            function=function, config=text, output=output.resolve(), search_path=(str(Path.cwd()),)
+        )
+        fs.write_json(folder / "request.json", request)
+        code = _run_child(folder, on_progress=on_progress, time_limit_s=time_limit_s)
+        return _read_result(folder, function=function, code=code)
+
+
+def _run_child(
+    folder: Path, *, on_progress: Callable[[int, int], None], time_limit_s: float
+) -> int:
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "equipoise.isolation", str(folder), str(writer)]
+    with (folder / "log.txt").open("wb") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[writer])
+    os.close(writer)
+    listener = threading.Thread(target=_forward, args=(reader, on_progress), daemon=True)
+    listener.start()
+    try:
+        return child.wait(timeout=time_limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise ResourceError(
+            f"a stage did not finish within {time_limit_s:.0f} s",
+            hint="Use less data, a smaller model, or a larger --time-limit.",
+        ) from error
+    finally:
+        child.kill()
+        child.wait()
+        listener.join(timeout=5)
+
+
+def _forward(reader: int, on_progress: Callable[[int, int], None]) -> None:
+    with os.fdopen(reader, "r", encoding="ascii") as lines:
+        for line in lines:
+            done, total = map(int, line.split())
+            on_progress(done, total)
+
+
+def _read_result(folder: Path, *, function: str, code: int) -> str:
+    if code == 0:
+        return (folder / "result.json").read_text(encoding="utf-8")
+    if (folder / "error.json").exists():
+        text = (folder / "error.json").read_text(encoding="utf-8")
+        failure = record.loads(Failure, text, where="error.json", error=BackendError)
+        raise error_class(failure.error)(failure.message, hint=failure.hint)
+    raise BackendError(f"{function} {_death(code)}; its last words:\n{_tail(folder / 'log.txt')}")
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL_CHARACTERS:].strip()
+
+
+def _die_with_parent() -> None:
+    """A killed parent must not leave a child that trains or measures for nobody."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_LINUX_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def _call(request: Request) -> object:
+    sys.path[:0] = request.search_path
+    module, _, name = request.function.partition(":")
+    function: Any = getattr(importlib.import_module(module), name)
+    config_type: Any = typing.get_type_hints(function)["config"]
+    config: Any = record.loads(config_type, request.config, where="request.json")
+    return function(config, output=request.output)
+
+
+@contextlib.contextmanager
+def _failures_to(folder: Path) -> Iterator[None]:
+    """Leave ``error.json`` for an error of ours; let everything else end in the log."""
+    try:
+        yield
+    except EquipoiseError as error:
+        failure = Failure(error=type(error).__name__, message=error.message, hint=error.hint)
+        fs.write_json(folder / "error.json", failure)
+        raise
+    except MemoryError:
+        failure = Failure(
+            error="ResourceError",
+            message="a stage ran out of memory",
+            hint="Use fewer or smaller samples.",
+        )
+        fs.write_json(folder / "error.json", failure)
+        raise
+
+
+def main(folder: Path, writer: int) -> None:
+    """The child process."""
+    _die_with_parent()
+    text = fs.read_text(folder / "request.json", error=BackendError)
+    request = record.loads(Request, text, where="request.json")
+    with os.fdopen(writer, "w", encoding="ascii", buffering=1) as pipe, _failures_to(folder):
+        progress.listen(lambda done, total: print(done, total, file=pipe, flush=True))
+        fs.write_text(folder / "result.json", json.dumps(record.to_json(_call(request))))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

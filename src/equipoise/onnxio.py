@@ -1,0 +1,81 @@
+"""Reading and saving ONNX models: the one way in and the one way out.
+
+A model below 1.8 GB is one file; a larger one keeps its weights in one file beside it, because
+protobuf stops at 2 GiB.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from equipoise import extras, fs
+from equipoise.errors import SourceError
+
+_SINGLE_FILE_LIMIT_BYTES: Final = 1_800_000_000
+
+
+def load_model(path: Path) -> Any:
+    """Read an ``onnx.ModelProto`` with its external data.
+
+    Raises:
+        SourceError: There is no such file, or it is no ONNX model.
+    """
+    onnx = extras.require("onnx")
+    if not path.is_file():
+        raise SourceError(f"no such ONNX file: {path}")
+    try:
+        model = onnx.load(path)
+        if _checkable(model):
+            onnx.checker.check_model(model)
+    except Exception as error:  # onnx and protobuf raise six unrelated types here
+        raise _not_onnx(path, error) from error
+    if not model.graph.output:
+        raise _not_onnx(path, "its graph has no output")
+    return model
+
+
+def _checkable(model: Any) -> bool:
+    """The checker takes no proto above the protobuf limit and no operator of a vendor's domain."""
+    standard = {"", "ai.onnx", "ai.onnx.ml"}
+    only_standard = all(node.domain in standard for node in model.graph.node)
+    return only_standard and bool(model.ByteSize() < _SINGLE_FILE_LIMIT_BYTES)
+
+
+def _not_onnx(path: Path, why: object) -> SourceError:
+    first = str(why).strip().partition("\n")[0]
+    return SourceError(
+        f"{path} is not a valid ONNX model: {first}",
+        hint="Give a file that onnx.checker accepts, or the PyTorch source it came from.",
+    )
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Write ``model`` to ``path``, deterministically; external data in ``<name>.data`` if large.
+
+    Raises:
+        OutputError: The place cannot be written.
+    """
+    if model.ByteSize() < _SINGLE_FILE_LIMIT_BYTES:
+        fs.write_bytes(path, model.SerializeToString(deterministic=True))
+        return
+    onnx = extras.require("onnx")
+    with fs.replacing(path) as temporary:
+        onnx.save_model(model, temporary, save_as_external_data=True, location=f"{path.name}.data")
+        fs.copy_file(
+            temporary.with_name(f"{path.name}.data"), path.with_name(f"{path.name}.data")
+        )
+
+
+def initializers(model: Any) -> dict[str, Any]:
+    """Name -> TensorProto of every constant of the main graph."""
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def consumers(model: Any) -> dict[str, list[Any]]:
+    """Tensor name -> nodes of the main graph that read it."""
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in dict.fromkeys(node.input):
+            readers.setdefault(name, []).append(node)
+    return readers

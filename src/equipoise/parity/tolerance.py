@@ -1,0 +1,78 @@
+"""How close is equal: tolerances from the noise floor of the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from equipoise.errors import ParityError
+from equipoise.parity.compare import OutputParity
+from equipoise.spec import Array
+
+NOISE_FACTOR: Final = 32.0
+"""Another order of summation moves a float32 result by a few noise floors; 32 is beyond that."""
+
+_LEAST_RELATIVE: Final = 1e-6
+"""Eight units in the last place of float32: models whose floor happens to be measured as zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Allowed absolute difference of one output.
+
+    Attributes:
+        output: Output tensor.
+        atol: Largest allowed absolute difference.
+        floor: Measured noise floor: largest difference between the model in float32 and in
+            float64 on real samples.
+    """
+
+    output: str
+    atol: float
+    floor: float
+
+
+def tolerances(
+    float32: Iterable[Mapping[str, Array]], float64: Iterable[Mapping[str, Array]]
+) -> tuple[Tolerance, ...]:
+    """Tolerances from the same samples computed in float32 and in float64.
+
+    ``atol = max(32 * floor, 1e-6 * largest reference value)``.
+    """
+    floors: dict[str, float] = {}
+    scales: dict[str, float] = {}
+    for single, double in zip(float32, float64, strict=True):
+        for name, exact in double.items():
+            difference = np.abs(single[name].astype(np.float64) - exact)
+            floors[name] = max(floors.get(name, 0.0), float(difference.max(initial=0.0)))
+            scales[name] = max(scales.get(name, 0.0), float(np.abs(exact).max(initial=0.0)))
+    return tuple(
+        Tolerance(
+            output=name,
+            floor=floor,
+            atol=max(NOISE_FACTOR * floor, _LEAST_RELATIVE * scales[name]),
+        )
+        for name, floor in floors.items()
+    )
+
+
+def check_parity(
+    parity: Iterable[OutputParity], allowed: Iterable[Tolerance], *, what: str
+) -> None:
+    """Check every output against its tolerance.
+
+    Raises:
+        ParityError: Names the first output that departs, its difference and what is allowed.
+    """
+    limits = {tolerance.output: tolerance for tolerance in allowed}
+    for output in parity:
+        limit = limits[output.name]
+        if output.max_abs > limit.atol:
+            raise ParityError(
+                f"{what}: output {output.name!r} differs from the reference by"
+                f" {output.max_abs:.3g}; allowed {limit.atol:.3g}"
+                f" ({NOISE_FACTOR:.0f} times the model's own float32 noise of {limit.floor:.3g})"
+            )
