@@ -1,1 +1,49 @@
-"""equipoise: the smallest, fastest engine that is still accurate enough, and the proof."""
+"""equipoise: the smallest, fastest engine that is still accurate enough, and the proof.
+
+On a device: ``equipoise.load("bundle/")``. Where engines are made: ``equipoise.tune(...)``.
+Nothing is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from equipoise.deploy import BundleSession, load
+    from equipoise.errors import EquipoiseError
+    from equipoise.search.result import TuneResult
+    from equipoise.spec import TensorSpec
+    from equipoise.tuning import TuneConfig, tune
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BundleSession",
+    "EquipoiseError",
+    "TensorSpec",
+    "TuneConfig",
+    "TuneResult",
+    "load",
+    "tune",
+]
+
+_MODULES = {
+    "BundleSession": "equipoise.deploy",
+    "EquipoiseError": "equipoise.errors",
+    "TensorSpec": "equipoise.spec",
+    "TuneConfig": "equipoise.tuning",
+    "TuneResult": "equipoise.search.result",
+    "load": "equipoise.deploy",
+    "tune": "equipoise.tuning",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

@@ -69,7 +69,7 @@ class DataError(InputError):
 
 
 class RecipeError(InputError):
-    """Settings read from a file have an unknown key or a wrong type."""
+    """Settings have an unknown key or a wrong type, or the model has nothing they act on."""
 
 
 class NonFiniteError(InputError):

@@ -158,6 +158,16 @@ def staged_directory(path: Path) -> Iterator[Path]:
         remove(staging)
 
 
+def move_into_place(source: Path, path: Path) -> None:
+    """Move a finished file or directory to ``path`` on the same disk, in place of what is there."""
+    with _output_errors(path):
+        if source.is_dir():
+            _swap_directory(source, path)
+        else:
+            os.replace(source, path)
+        _sync(path.parent)
+
+
 def _swap_directory(staging: Path, path: Path) -> None:
     if not path.exists():
         os.rename(staging, path)

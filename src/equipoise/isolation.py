@@ -90,7 +90,7 @@ def _run_child(
 ) -> int:
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "equipoise.isolation", str(folder), str(writer)]
-    with (folder / "log.txt").open("wb") as log:
+    with fs.appending(folder / "log.txt") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[writer])
     os.close(writer)
     listener = threading.Thread(target=_forward, args=(reader, on_progress), daemon=True)

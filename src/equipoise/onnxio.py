@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from equipoise import extras, fs
 from equipoise.errors import SourceError
+from equipoise.spec import TensorSpec
 
 _SINGLE_FILE_LIMIT_BYTES: Final = 1_800_000_000
 
@@ -62,9 +63,7 @@ def save_model(model: Any, path: Path) -> None:
     onnx = extras.require("onnx")
     with fs.replacing(path) as temporary:
         onnx.save_model(model, temporary, save_as_external_data=True, location=f"{path.name}.data")
-        fs.copy_file(
-            temporary.with_name(f"{path.name}.data"), path.with_name(f"{path.name}.data")
-        )
+        fs.copy_file(temporary.with_name(f"{path.name}.data"), path.with_name(f"{path.name}.data"))
 
 
 def initializers(model: Any) -> dict[str, Any]:
@@ -79,3 +78,22 @@ def consumers(model: Any) -> dict[str, list[Any]]:
         for name in dict.fromkeys(node.input):
             readers.setdefault(name, []).append(node)
     return readers
+
+
+def graph_specs(model: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Specs of the inputs and of the outputs of ``model``."""
+    constants = initializers(model)
+    inputs = (value for value in model.graph.input if value.name not in constants)
+    return tuple(map(value_spec, inputs)), tuple(map(value_spec, model.graph.output))
+
+
+def value_spec(value: Any) -> TensorSpec:
+    """The spec of an ``onnx.ValueInfoProto``; a size without a name is called by its place."""
+    onnx = extras.require("onnx")
+    tensor = value.type.tensor_type
+    shape = tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{value.name}_dim{axis}"
+        for axis, dim in enumerate(tensor.shape.dim)
+    )
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return TensorSpec(name=value.name, dtype=str(dtype), shape=shape)

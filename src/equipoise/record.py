@@ -64,9 +64,7 @@ def parse(text: str) -> Json:
         ValueError: The text is not such JSON.
     """
     try:
-        parsed: Json = json.loads(
-            text, object_pairs_hook=_unique_keys, parse_constant=_no_constant
-        )
+        parsed: Json = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except RecursionError as error:
         raise ValueError("JSON nested too deeply") from error
     return parsed
@@ -132,7 +130,7 @@ def _scalar(kind: Any, data: Json, *, path: str) -> Any:
     return data
 
 
-def _require(condition: bool, expected: type, data: Json, path: str) -> None:
+def _require(condition: object, expected: type, data: Json, path: str) -> None:
     if not condition:
         raise ValueError(f"{path}: expected {expected.__name__}, got {data!r:.60}")
 
@@ -144,7 +142,8 @@ def _tuple(args: tuple[Any, ...], data: Json, *, path: str) -> tuple[Any, ...]:
     if len(kinds) != len(data):
         raise ValueError(f"{path}: expected {len(kinds)} items, got {len(data)}")
     return tuple(
-        _convert(k, v, path=f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, data, strict=True))
+        _convert(k, v, path=f"{path}[{i}]")
+        for i, (k, v) in enumerate(zip(kinds, data, strict=True))
     )
 
 
@@ -196,6 +195,4 @@ def _dataclass(cls: Any, data: Json, *, path: str) -> Any:
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
-    return (
-        field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    )
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

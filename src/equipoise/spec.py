@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import InputError
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 """Named arrays that go into a model, batch dimension first."""
 
@@ -37,6 +39,16 @@ class TensorSpec:
 def describe(array: Array) -> str:
     """``float32[1, 8, 8]`` for messages."""
     return f"{array.dtype}[{', '.join(map(str, array.shape))}]"
+
+
+def cosine(left: Array, right: Array) -> float:
+    """Cosine between two flattened arrays; 1 for two zero arrays, 0 when one is zero or NaN."""
+    a, b = left.ravel(), right.ravel()
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if norm == 0.0:
+        return float(not a.any() and not b.any())
+    value = float(np.dot(a, b)) / norm
+    return value if math.isfinite(value) else 0.0
 
 
 def check_feeds(feeds: Feeds, specs: Sequence[TensorSpec]) -> None:

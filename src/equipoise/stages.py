@@ -251,5 +251,3 @@ def default_cache() -> Path:
         return Path(named)
     platformdirs: Any = extras.require("platformdirs")
     return Path(platformdirs.user_cache_dir("equipoise"))
-
-

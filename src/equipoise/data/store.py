@@ -10,7 +10,7 @@ an image library, and memory stays at one row whatever the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,9 @@ def write_rows(directory: Path, rows: Iterable[Mapping[str, Array]]) -> RowsHead
     columns = tuple(Column(name=n, dtype=str(a.dtype), rank=a.ndim) for n, a in first.items())
     shapes: list[list[tuple[int, ...]]] = [[] for _ in columns]
     with ExitStack() as stack:
-        files = [stack.enter_context(fs.appending(directory / f"{i}.bin")) for i in range(len(columns))]
+        files = [
+            stack.enter_context(fs.appending(directory / f"{i}.bin")) for i in range(len(columns))
+        ]
         for index, row in enumerate(_chain(first, iterator)):
             _check_row(row, columns, index=index)
             for column, file, seen in zip(columns, files, shapes, strict=True):
@@ -70,7 +72,9 @@ def write_rows(directory: Path, rows: Iterable[Mapping[str, Array]]) -> RowsHead
     return header
 
 
-def _chain(first: Mapping[str, Array], rest: Iterator[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
+def _chain(
+    first: Mapping[str, Array], rest: Iterator[Mapping[str, Array]]
+) -> Iterator[Mapping[str, Array]]:
     yield first
     yield from rest
 
@@ -102,8 +106,12 @@ class Rows:
     def __init__(self, directory: Path) -> None:
         text = fs.read_text(directory / "rows.json", error=DataError)
         self.header = record.loads(RowsHeader, text, where=str(directory / "rows.json"))
-        self._shapes = [np.load(directory / f"{i}.shapes.npy") for i in range(len(self.header.columns))]
-        self._values = [self._map(directory / f"{i}.bin", i) for i in range(len(self.header.columns))]
+        self._shapes = [
+            np.load(directory / f"{i}.shapes.npy") for i in range(len(self.header.columns))
+        ]
+        self._values = [
+            self._map(directory / f"{i}.bin", i) for i in range(len(self.header.columns))
+        ]
         self._starts = [self._offsets(shapes) for shapes in self._shapes]
 
     def _map(self, path: Path, index: int) -> Array:
@@ -140,3 +148,16 @@ class Rows:
         return shapes
 
 
+def equal_shapes(rows: Rows, *, most: int) -> list[int]:
+    """Indices of up to ``most`` rows of the commonest shape, in order."""
+    shapes = np.concatenate([rows.shapes(c.name) for c in rows.header.columns], axis=1)
+    _, group, counts = np.unique(shapes, axis=0, return_inverse=True, return_counts=True)
+    members = np.flatnonzero(group.ravel() == counts.argmax())
+    indices: list[int] = members[:most].tolist()
+    return indices
+
+
+def stack(rows: Rows, indices: Sequence[int]) -> dict[str, Array]:
+    """Rows of equal shape as one batch, joined along the first axis."""
+    chosen = [rows[i] for i in indices]
+    return {name: np.concatenate([row[name] for row in chosen]) for name in chosen[0]}

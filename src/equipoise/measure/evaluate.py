@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,13 +12,14 @@ import numpy as np
 
 from equipoise import fs, progress
 from equipoise.data.metrics import get_metric
-from equipoise.data.store import Rows
+from equipoise.data.store import Rows, equal_shapes, stack
 from equipoise.parity.compare import Comparison, OutputParity
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
 from equipoise.spec import Array
 
 _FILE: Final = "statistics.npy"
+_BATCH: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +55,16 @@ class EvaluateRecord:
         value: The metric.
         samples: Number of samples.
         report: Per-class table, where the metric has one.
-        parity: One entry per output.
+        parity: One entry per output, batch 1.
+        batch_parity: The same for a batch of samples of equal shape; empty when there are no two
+            such samples or the engine's batch is fixed.
     """
 
     value: float
     samples: int
     report: str
     parity: tuple[OutputParity, ...]
+    batch_parity: tuple[OutputParity, ...]
 
 
 def read_statistics(directory: Path) -> Array:
@@ -77,13 +82,16 @@ def evaluate(config: EvaluateConfig, *, output: Path) -> EvaluateRecord:
         ParityError: An output has another shape than the reference's.
     """
     metric = get_metric(config.metric, labels=config.label_names)
-    labels, reference = Rows(config.labels), Rows(config.reference)
-    comparison = Comparison()
+    comparison, batched = Comparison(), Comparison()
     statistics, predicted = [], []
-    for label, wanted, outputs in zip(labels, reference, _outputs(config), strict=True):
-        comparison.add(wanted, outputs)
-        statistics.append(metric.statistics(outputs, label["label"], wanted))
-        predicted.append((outputs, label["label"]))
+    with _runner(config) as run:
+        rows = zip(Rows(config.inputs), Rows(config.labels), Rows(config.reference), strict=True)
+        for feeds, label, wanted in progress.track(rows, total=len(Rows(config.inputs))):
+            outputs = run(feeds, wanted)
+            comparison.add(wanted, outputs)
+            statistics.append(metric.statistics(outputs, label["label"], wanted))
+            predicted.append((outputs, label["label"]))
+        _compare_batch(config, run, batched)
     table = np.stack(statistics)
     with fs.replacing(output / _FILE) as path, path.open("wb") as file:
         np.save(file, table)
@@ -92,15 +100,37 @@ def evaluate(config: EvaluateConfig, *, output: Path) -> EvaluateRecord:
         samples=len(table),
         report=metric.report(predicted),
         parity=comparison.result(),
+        batch_parity=batched.result(),
     )
 
 
-def _outputs(config: EvaluateConfig) -> Iterator[dict[str, Array]]:
+_Run = Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]]
+"""Takes the inputs and the reference outputs of a sample; gives the outputs to judge."""
+
+
+@contextlib.contextmanager
+def _runner(config: EvaluateConfig) -> Iterator[_Run]:
     if config.engine is None:
-        yield from Rows(config.reference)
+        yield lambda _feeds, reference: reference
         return
-    inputs = Rows(config.inputs)
     settings = SessionSettings(threads=config.threads)
     with session_opener(config.runtime)(config.engine, settings=settings) as session:
-        for feeds in progress.track(inputs, total=len(inputs)):
-            yield session.run(feeds)
+        yield lambda feeds, _reference: session.run(feeds)
+
+
+def _compare_batch(config: EvaluateConfig, run: _Run, batched: Comparison) -> None:
+    """Compare a batch of samples of equal shape with their references, one below the other."""
+    indices = equal_shapes(Rows(config.inputs), most=_BATCH)
+    if len(indices) < 2 or not _batch_is_dynamic(config):
+        return
+    feeds, wanted = (
+        stack(Rows(directory), indices) for directory in (config.inputs, config.reference)
+    )
+    batched.add(wanted, run(feeds, wanted))
+
+
+def _batch_is_dynamic(config: EvaluateConfig) -> bool:
+    if config.engine is None:
+        return True
+    with session_opener(config.runtime)(config.engine, settings=SessionSettings()) as session:
+        return all(spec.shape and isinstance(spec.shape[0], str) for spec in session.inputs)

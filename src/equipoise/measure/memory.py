@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import platform
 import resource
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,12 @@ def measure_memory(config: MemoryConfig, *, output: Path) -> MemoryRecord:  # no
 
 
 def peak_resident_bytes() -> int:
-    """Peak resident memory of this process. Linux counts in KiB, macOS in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Peak resident memory of this process.
+
+    Linux: ``VmHWM``, because ``ru_maxrss`` of a child also remembers the parent it came from.
+    """
+    if platform.system() == "Linux":
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from equipoise.errors import NonFiniteError, ParityError
-from equipoise.spec import Array, describe
+from equipoise.spec import Array, cosine, describe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,16 +103,6 @@ def _decibel(signal: float, noise: float) -> float | None:
     if not math.isfinite(noise) or signal == 0.0:
         return -400.0
     return 10 * math.log10(signal / noise)
-
-
-def cosine(left: Array, right: Array) -> float:
-    """Cosine between two flattened arrays; 1 for two zero arrays, 0 when one is zero or NaN."""
-    a, b = left.ravel(), right.ravel()
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    if norm == 0.0:
-        return float(not a.any() and not b.any())
-    value = float(np.dot(a, b)) / norm
-    return value if math.isfinite(value) else 0.0
 
 
 class Comparison:

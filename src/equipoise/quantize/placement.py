@@ -17,8 +17,8 @@ from equipoise.quantize.calibrate import TensorRange
 MASK_MAGNITUDE: Final = 1e9
 """No trained activation is as large; attention masks (-1e9, -3.4e38, -inf) are."""
 
-MINIMUM_SQNR_DB: Final = 20.0
-"""Below this an activation keeps fewer than about three useful bits on its 8-bit grid."""
+MINIMUM_SQNR_DB: Final = 24.0
+"""Four effective bits at 6.02 dB each; an activation that keeps fewer has lost its signal."""
 
 _LINEAR: Final = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 _GLUE: Final = frozenset(
@@ -60,6 +60,8 @@ def collapse_prone(model: Any, ranges: Mapping[str, TensorRange]) -> tuple[Float
     transformer = any(node.op_type in _FRAGILE for node in model.graph.node)
     kept = []
     for node in model.graph.node:
+        if not any(name in ranges for name in node.output):
+            continue
         reason = _reason(node, ranges, constants=constants, transformer=transformer)
         if reason:
             kept.append(FloatNode(name=node.name, operator=node.op_type, reason=reason))
@@ -73,7 +75,7 @@ def _reason(
         if name in ranges and is_mask(ranges[name]):
             return f"{name} holds a mask constant, not activations"
     if node.op_type in _FRAGILE:
-        return f"{node.op_type} is bent by an 8-bit grid"
+        return "an 8-bit grid bends what they compute"
     if transformer and node.op_type not in _LINEAR:
         return "between float operators an integer detour costs time and precision"
     if node.op_type in _LINEAR and not any(name in constants for name in node.input[1:]):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from equipoise import extras, fs, onnxio
-from equipoise.errors import SourceError
+from equipoise.errors import RecipeError, SourceError
 from equipoise.quantize import placement
 from equipoise.quantize.calibrate import Ranges, read_ranges
 from equipoise.quantize.schemes import DynamicInt8, Quantization, StaticInt8
@@ -58,26 +58,26 @@ def quantize(config: QuantizeConfig, *, output: Path) -> QuantizeRecord:
     """Quantise ``config.model`` into ``output``.
 
     Raises:
-        SourceError: The model is no ONNX file, or nothing in it can be quantised so.
-        DataError: A static scheme without ranges.
+        SourceError: The model is no ONNX file, or its opset cannot be raised.
+        RecipeError: Nothing in it can be quantised so, or a static scheme has no ranges.
     """
     model = _prepared(onnxio.load_model(config.model))
     before = Counter(node.op_type for node in model.graph.node)
     quantized, float_nodes, notes = _apply(model, config)
     after = Counter(node.op_type for node in quantized.graph.node)
     if after == before:
-        raise SourceError(
-            f"{config.model}: nothing in it can be quantised by {config.quantization.kind!r}",
+        raise RecipeError(
+            f"nothing in the model can be quantised by the scheme {config.quantization.kind!r}",
             hint="Its operators have no constant weights, or are not in the scheme's list.",
         )
     onnxio.save_model(quantized, output / MODEL_FILE)
     added = {op: n - before[op] for op, n in sorted(after.items()) if n > before[op]}
-    return QuantizeRecord(
-        file=MODEL_FILE, notes=notes, float_nodes=float_nodes, quantized=added
-    )
+    return QuantizeRecord(file=MODEL_FILE, notes=notes, float_nodes=float_nodes, quantized=added)
 
 
-def _apply(model: Any, config: QuantizeConfig) -> tuple[Any, tuple[placement.FloatNode, ...], tuple[str, ...]]:
+def _apply(
+    model: Any, config: QuantizeConfig
+) -> tuple[Any, tuple[placement.FloatNode, ...], tuple[str, ...]]:
     if isinstance(config.quantization, DynamicInt8):
         return quantize_dynamic(model, scheme=config.quantization), (), ()
     if isinstance(config.quantization, StaticInt8):
@@ -86,9 +86,11 @@ def _apply(model: Any, config: QuantizeConfig) -> tuple[Any, tuple[placement.Flo
     return model, (), (f"{count} weight tensors stored as int8 and computed in float",)
 
 
-def _static(model: Any, config: QuantizeConfig, *, scheme: StaticInt8) -> tuple[Any, tuple[placement.FloatNode, ...], tuple[str, ...]]:
+def _static(
+    model: Any, config: QuantizeConfig, *, scheme: StaticInt8
+) -> tuple[Any, tuple[placement.FloatNode, ...], tuple[str, ...]]:
     if config.ranges is None:
-        raise SourceError("a static scheme needs calibrated ranges: give calibration data")
+        raise RecipeError("a static scheme needs calibrated ranges: give calibration data")
     ranges = read_ranges(config.ranges)
     prone = placement.collapse_prone(model, ranges.tensors)
     float_nodes = prone if scheme.guarded else ()
@@ -104,15 +106,21 @@ def _static(model: Any, config: QuantizeConfig, *, scheme: StaticInt8) -> tuple[
 
 
 def _guard_notes(nodes: tuple[placement.FloatNode, ...]) -> tuple[str, ...]:
-    counts = Counter((node.operator, _kind(node.reason)) for node in nodes)
-    return tuple(f"left in float: {n} {op} ({why})" for (op, why), n in counts.most_common())
+    """One note per reason, with the operators it kept in float."""
+    by_reason: dict[str, Counter[str]] = {}
+    for node in nodes:
+        by_reason.setdefault(_kind(node.reason), Counter())[node.operator] += 1
+    return tuple(
+        f"left in float: {', '.join(f'{n} {op}' for op, n in counts.most_common())} ({reason})"
+        for reason, counts in by_reason.items()
+    )
 
 
 def _kind(reason: str) -> str:
     """A reason without its tensor's name and figure, so that equal reasons count together."""
     if reason.endswith("of signal"):
         return f"an input would keep less than {placement.MINIMUM_SQNR_DB:.0f} dB of signal"
-    return "a mask constant in its range" if "mask constant" in reason else reason
+    return "a mask constant stretches the range" if "mask constant" in reason else reason
 
 
 def _collapse_notes(ranges: Ranges) -> tuple[str, ...]:

@@ -12,28 +12,36 @@ from equipoise.spec import Array
 _MINIMUM_VALUES: Final = 256
 """Below this a scale per channel and one more node cost more bytes than they save."""
 
+_LAST_AXIS: Final = "equipoise.last_axis"
+
 _CHANNEL_AXIS: Final = {"Conv": 0, "ConvTranspose": 1, "Gather": 0}
 """Operator -> axis of its weight with one scale each; products take the last axis."""
 
 
 def quantize_weights(model: Any) -> int:
-    """Replace the float weights of ``model`` by int8 and a DequantizeLinear each, in place.
+    """Replace the float weights of ``model`` by int8 and scales, in place.
 
-    Symmetric, per channel: ``scale = max|w| / 127``, ``q = round(w / scale)``.
+    Symmetric, per channel: ``scale = max|w| / 127``, ``q = round(w / scale)``. A weight of a
+    product goes through DequantizeLinear, which runtimes fold or fuse. An embedding table is
+    gathered in int8 first: dequantising the whole table for every inference would cost more than
+    the model.
 
     Returns:
         The number of weights replaced.
     """
-    replaced = 0
     constants = onnxio.initializers(model)
-    new_nodes = []
+    replaced = 0
     for name, readers in onnxio.consumers(model).items():
         axis = _axis(readers, name, constants.get(name))
-        if axis is not None:
-            new_nodes.append(_replace(model, constants[name], axis=axis))
-            replaced += 1
-    for node in reversed(new_nodes):
-        model.graph.node.insert(0, node)
+        if axis is None:
+            continue
+        _store_int8(model, constants[name], axis=axis)
+        if readers[0].op_type == "Gather":
+            for reader in readers:
+                _dequantize_rows(model, reader)
+        else:
+            model.graph.node.insert(0, _dequantize(name, axis=axis))
+        replaced += 1
     return replaced
 
 
@@ -41,8 +49,8 @@ def _axis(readers: list[Any], name: str, tensor: Any) -> int | None:
     """The channel axis of the weight ``name``; None when it is no weight or its readers differ."""
     if tensor is None or not _worthwhile(tensor):
         return None
-    axes = {_channel_axis(node, name, rank=len(tensor.dims)) for node in readers}
-    return axes.pop() if len(axes) == 1 else None
+    roles = {(node.op_type, _channel_axis(node, name, rank=len(tensor.dims))) for node in readers}
+    return roles.pop()[1] if len(roles) == 1 else None
 
 
 def _worthwhile(tensor: Any) -> bool:
@@ -51,32 +59,66 @@ def _worthwhile(tensor: Any) -> bool:
 
 
 def _channel_axis(node: Any, name: str, *, rank: int) -> int | None:
-    if node.op_type == "Gather" and node.input[0] == name:
-        return _CHANNEL_AXIS["Gather"]
-    if node.op_type in _CHANNEL_AXIS and node.input[1] == name:
-        return _CHANNEL_AXIS[node.op_type]
-    if node.op_type == "Gemm" and node.input[1] == name:
-        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
-    if node.op_type in {"MatMul", "Attention"} and node.input[1] == name:
+    attributes = {a.name: a.i for a in node.attribute}
+    if node.op_type == "Gather" and node.input[0] == name and attributes.get("axis", 0) == 0:
+        return _CHANNEL_AXIS["Gather"] if rank == 2 else None
+    if len(node.input) < 2 or node.input[1] != name:
+        return None
+    if node.op_type == "Gemm":
+        return 0 if attributes.get("transB") else 1
+    if node.op_type in {"MatMul", "Attention"}:
         return rank - 1
-    return None
+    return _CHANNEL_AXIS.get(node.op_type)
 
 
-def _replace(model: Any, tensor: Any, *, axis: int) -> Any:
-    """Swap ``tensor`` for int8 values and scales; return the node that restores its name."""
+def _store_int8(model: Any, tensor: Any, *, axis: int) -> None:
+    """Swap the initializer ``tensor`` for ``<name>.int8`` and ``<name>.scale``."""
     onnx = extras.require("onnx")
     values, scale = symmetric_int8(onnx.numpy_helper.to_array(tensor), axis=axis)
-    name = tensor.name
     model.graph.initializer.remove(tensor)
     for suffix, array in ((".int8", values), (".scale", scale)):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name + suffix))
-    return onnx.helper.make_node(
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(array, f"{tensor.name}{suffix}")
+        )
+
+
+def _dequantize(name: str, *, axis: int) -> Any:
+    """The node that restores the weight ``name`` from int8."""
+    return extras.require("onnx").helper.make_node(
         "DequantizeLinear",
         [f"{name}.int8", f"{name}.scale"],
         [name],
         name=f"{name}.dequantize",
         axis=axis,
     )
+
+
+def _dequantize_rows(model: Any, gather: Any) -> None:
+    """Replace ``Gather(table, ids)`` by ``float(Gather(int8, ids)) * Gather(scale, ids)``."""
+    helper = extras.require("onnx").helper
+    table, ids, output = gather.input[0], gather.input[1], gather.output[0]
+    names = [f"{output}.{part}" for part in ("int8", "float", "scale", "column")]
+    values, floats, scales, column = names
+    nodes = [
+        helper.make_node("Gather", [f"{table}.int8", ids], [values], name=f"{values}.gather"),
+        helper.make_node("Cast", [values], [floats], name=f"{floats}.cast", to=1),
+        helper.make_node("Gather", [f"{table}.scale", ids], [scales], name=f"{scales}.gather"),
+        helper.make_node("Unsqueeze", [scales, _LAST_AXIS], [column], name=f"{column}.unsqueeze"),
+        helper.make_node("Mul", [floats, column], [output], name=f"{output}.restore"),
+    ]
+    _add_last_axis(model)
+    position = list(model.graph.node).index(gather)
+    model.graph.node.remove(gather)
+    for offset, node in enumerate(nodes):
+        model.graph.node.insert(position + offset, node)
+
+
+def _add_last_axis(model: Any) -> None:
+    if _LAST_AXIS not in onnxio.initializers(model):
+        last = np.array([-1], dtype=np.int64)
+        model.graph.initializer.append(
+            extras.require("onnx").numpy_helper.from_array(last, _LAST_AXIS)
+        )
 
 
 def symmetric_int8(weight: Array, *, axis: int) -> tuple[Array, Array]:

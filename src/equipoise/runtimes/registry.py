@@ -23,9 +23,9 @@ SESSIONS = Registry(
 
 def builder(name: str) -> Builder:
     """The builder of the runtime ``name``. Raises UsageError when there is none."""
-    return cast(Builder, BUILDERS.get(name))
+    return cast("Builder", BUILDERS.get(name))
 
 
 def session_opener(name: str) -> SessionOpener:
     """The function that opens an engine of the runtime ``name``."""
-    return cast(SessionOpener, SESSIONS.get(name))
+    return cast("SessionOpener", SESSIONS.get(name))

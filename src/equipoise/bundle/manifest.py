@@ -1,0 +1,130 @@
+"""The manifest of a bundle, and the check that a bundle is what its manifest says."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from equipoise import fs, record
+from equipoise.errors import IncompatibleError, IntegrityError
+from equipoise.spec import TensorSpec
+
+MANIFEST_FILE: Final = "manifest.json"
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """The engine of a bundle.
+
+    Attributes:
+        file: Its file name.
+        runtime: The runtime that opens it.
+        threads: Threads it was measured with.
+        size_bytes: Bytes on disk.
+    """
+
+    file: str
+    runtime: str
+    threads: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a bundle holds.
+
+    Attributes:
+        format: Version of this form.
+        name: The source it was made from, as the user named it.
+        target: Target profile it was made for.
+        engine: Its engine.
+        inputs: Input specs of the engine.
+        outputs: Output specs of the engine.
+        files: File name -> SHA-256 of every other file of the bundle.
+        golden_tolerance: Output -> largest absolute difference that a device may show from the
+            golden outputs: the float tolerance of the model plus the difference of the engine
+            from its reference on the same inputs.
+        task: ``token-classification``, ``sequence-classification`` or empty.
+        labels: Class names in index order; may be empty.
+        tokenizer: File name of the tokenizer; None without text.
+        max_length: Most tokens per text.
+        versions: Package -> version of what made the bundle.
+    """
+
+    format: int = FORMAT
+    name: str
+    target: str
+    engine: Engine
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: dict[str, str]
+    golden_tolerance: dict[str, float]
+    task: str = ""
+    labels: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    max_length: int = 512
+    versions: dict[str, str]
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read ``manifest.json`` of a bundle.
+
+    Raises:
+        IntegrityError: It is missing, or is no manifest.
+        IncompatibleError: It is of a later format.
+    """
+    path = directory / MANIFEST_FILE
+    if not path.is_file():
+        raise IntegrityError(
+            f"{directory} is no bundle: it has no {MANIFEST_FILE}",
+            hint="Give the bundle directory that equipoise tune wrote.",
+        )
+    text = fs.read_text(path, error=IntegrityError)
+    _check_format(text, path)
+    return record.loads(Manifest, text, where=str(path), error=IntegrityError)
+
+
+def _check_format(text: str, path: Path) -> None:
+    try:
+        found = record.parse(text)
+    except ValueError as error:
+        raise IntegrityError(f"{path} is no JSON: {error}") from error
+    version = found.get("format") if isinstance(found, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise IncompatibleError(
+            f"{path} has format {version}; this equipoise reads up to {FORMAT}",
+            hint="Update equipoise on this device.",
+        )
+
+
+def verify(directory: Path, manifest: Manifest) -> None:
+    """Check that ``directory`` holds exactly the files of ``manifest``, byte for byte.
+
+    Raises:
+        IntegrityError: Names the file that is missing, extra, a link, or different.
+    """
+    present = {str(path.relative_to(directory)) for path in _files(directory)}
+    for name in sorted(present - set(manifest.files) - {MANIFEST_FILE}):
+        raise IntegrityError(f"{directory}: {name} is not listed in the manifest")
+    for name, expected in sorted(manifest.files.items()):
+        if name not in present:
+            raise IntegrityError(f"{directory}: {name} is missing")
+        if fs.sha256_file(directory / name) != expected:
+            raise IntegrityError(
+                f"{directory}: {name} is not what its hash says",
+                hint="Copy the bundle again; do not run it.",
+            )
+
+
+def _files(directory: Path) -> list[Path]:
+    found = []
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            path = Path(folder, name)
+            if path.is_symlink():
+                raise IntegrityError(f"{directory}: {path.relative_to(directory)} is a link")
+            found.append(path)
+    return found

@@ -1,0 +1,37 @@
+"""Which data, as a user says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Calibration and evaluation data of a run.
+
+    Attributes:
+        data: Evaluation data: ``digits``, or a file or directory, ``form:path`` to be explicit.
+        files: The file or directory inside ``data``, so that its content counts in cache keys.
+        calibration: Calibration data in the same words; None sets a part of ``data`` aside.
+        calibration_files: The file or directory inside ``calibration``.
+        task: ``token-classification``, ``sequence-classification`` or empty.
+        tokenizer: ``tokenizer.json`` for text.
+        labels: Class names in index order; may be empty.
+        samples: Evaluate on the first so many samples only.
+        calibration_samples: Number of calibration samples.
+        max_length: Most tokens per text.
+        seed: Of the split.
+    """
+
+    data: str
+    files: Path | None = None
+    calibration: str | None = None
+    calibration_files: Path | None = None
+    task: str = ""
+    tokenizer: Path | None = None
+    labels: tuple[str, ...] = ()
+    samples: int | None = None
+    calibration_samples: int = 128
+    max_length: int = 512
+    seed: int = 0

@@ -1,0 +1,86 @@
+"""JSON lines: ``{"text", "label"}``, with or without ``"text_pair"``, or ``{"tokens", "tags"}``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from equipoise import fs, record
+from equipoise.data.config import DataConfig
+from equipoise.data.readers.base import DataSet, Sample, label_indices
+from equipoise.data.readers.conll import encode_sentences, truncation_warnings
+from equipoise.data.text import TextEncoder
+from equipoise.errors import DataError
+from equipoise.spec import Array
+
+
+def read(path: Path | None, *, config: DataConfig) -> DataSet:
+    """Read ``path``. Labels are class numbers, or names among the model's labels.
+
+    Raises:
+        DataError: A line that is no such object, with its number; labels that do not fit.
+    """
+    lines = list(_lines(path or Path()))
+    encoder = TextEncoder(config.tokenizer, max_length=config.max_length)
+    labels = config.labels or _names_in(lines)
+    samples = [_sample(line, encoder, labels=labels, where=where) for where, line in lines]
+    return DataSet(evaluation=samples, labels=labels, warnings=truncation_warnings(encoder, config))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, text in enumerate(fs.read_text(path, error=DataError).splitlines(), start=1):
+        where = f"{path}, line {number}"
+        if text.strip():
+            yield where, _object(text, where=where)
+
+
+def _object(text: str, *, where: str) -> dict[str, Any]:
+    try:
+        line = record.parse(text)
+    except ValueError as error:
+        raise DataError(f"{where}: no JSON: {error}") from error
+    if not isinstance(line, dict):
+        raise DataError(f"{where}: expected an object, got {text[:60]}")
+    for wanted in ({"text", "label"}, {"tokens", "tags"}):
+        if wanted <= set(line):
+            return line
+    raise DataError(
+        f"{where}: has {sorted(line)}; needs text and label, or tokens and tags",
+    )
+
+
+def _names_in(lines: list[tuple[str, dict[str, Any]]]) -> tuple[str, ...]:
+    """Class names for a model that has none: those in the data, sorted, if any."""
+    names: set[str] = set()
+    for _, line in lines:
+        found = line["tags"] if "tags" in line else [line["label"]]
+        names.update(name for name in found if isinstance(name, str))
+    return tuple(sorted(names))
+
+
+def _sample(
+    line: dict[str, Any], encoder: TextEncoder, *, labels: tuple[str, ...], where: str
+) -> Sample:
+    if "tokens" in line:
+        words, tags = line["tokens"], line["tags"]
+        if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
+            raise DataError(f"{where}: tokens and tags must be two lists of equal length")
+        pairs = list(zip(map(str, words), map(str, tags), strict=True))
+        return encode_sentences([pairs], encoder, labels=labels, where=where)[0]
+    text, pair = line["text"], line.get("text_pair")
+    if not isinstance(text, str) or not isinstance(pair, str | None):
+        raise DataError(f"{where}: text and text_pair must be strings")
+    return Sample(
+        feeds=encoder.text(text, pair=pair), label=_class(line["label"], labels, where=where)
+    )
+
+
+def _class(label: object, labels: tuple[str, ...], *, where: str) -> Array:
+    if isinstance(label, str):
+        return np.asarray(label_indices([label], labels, where=where)[0])
+    if isinstance(label, int) and not isinstance(label, bool):
+        return np.asarray(label, dtype=np.int64)
+    raise DataError(f"{where}: label {label!r} is neither a class name nor a number")

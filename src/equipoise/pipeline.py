@@ -1,0 +1,273 @@
+"""The way a model goes, stage by stage. This module alone joins the stages.
+
+source ── export ──> model ── fuse ── quantize ──> candidate ── build ──> engine
+  │                                    ▲                                     │
+  │                     calibrate ─────┘           evaluate, memory, latency ┘
+  └── reference ──> outputs of the source on the evaluation samples ────┘
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from equipoise import record
+from equipoise.data.config import DataConfig
+from equipoise.data.prepare import DataRecord
+from equipoise.export.export import ExportConfig, ExportRecord
+from equipoise.export.reference import ReferenceConfig, ReferenceRecord
+from equipoise.export.source import Source
+from equipoise.graph.fuse import FuseConfig, FuseRecord
+from equipoise.measure.evaluate import EvaluateConfig, EvaluateRecord
+from equipoise.measure.latency import LatencyConfig, LatencyRecord
+from equipoise.measure.memory import MemoryConfig, MemoryRecord
+from equipoise.quantize.calibrate import CalibrateConfig, CalibrateRecord
+from equipoise.quantize.quantize import QuantizeConfig, QuantizeRecord
+from equipoise.quantize.schemes import Quantization, StaticInt8
+from equipoise.recipe import Recipe
+from equipoise.runtimes.build import BuildConfig
+from equipoise.runtimes.protocol import EngineRecord, SessionSettings
+from equipoise.stages import Stage, StageResult, StageRunner
+from equipoise.targets.machine import Machine
+from equipoise.targets.profile import Target
+
+MODEL_FILE: Final = "model.onnx"
+_ONNX: Final = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
+_TORCH: Final = (*_ONNX, "torch", "transformers", "safetensors")
+_RUN: Final = ("numpy", "onnxruntime")
+
+PREPARE = Stage(
+    name="data",
+    function="equipoise.data.prepare:prepare_data",
+    record=DataRecord,
+    packages=("numpy", "tokenizers", "scikit-learn"),
+)
+EXPORT = Stage(
+    name="export",
+    function="equipoise.export.export:export",
+    record=ExportRecord,
+    packages=_TORCH,
+)
+REFERENCE = Stage(
+    name="reference",
+    function="equipoise.export.reference:run_reference",
+    record=ReferenceRecord,
+    packages=_TORCH,
+)
+FUSE = Stage(name="fuse", function="equipoise.graph.fuse:fuse", record=FuseRecord, packages=_ONNX)
+CALIBRATE = Stage(
+    name="calibrate",
+    function="equipoise.quantize.calibrate:calibrate",
+    record=CalibrateRecord,
+    packages=_RUN,
+)
+QUANTIZE = Stage(
+    name="quantize",
+    function="equipoise.quantize.quantize:quantize",
+    record=QuantizeRecord,
+    packages=_ONNX,
+)
+BUILD = Stage(
+    name="build",
+    function="equipoise.runtimes.build:build",
+    record=EngineRecord,
+    packages=_RUN,
+)
+EVALUATE = Stage(
+    name="evaluate",
+    function="equipoise.measure.evaluate:evaluate",
+    record=EvaluateRecord,
+    packages=(*_RUN, "seqeval"),
+)
+MEMORY = Stage(
+    name="memory",
+    function="equipoise.measure.memory:measure_memory",
+    record=MemoryRecord,
+    packages=_RUN,
+)
+LATENCY = Stage(
+    name="latency",
+    function="equipoise.measure.latency:measure_latency",
+    record=LatencyRecord,
+    packages=_RUN,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all stages of one run share.
+
+    Attributes:
+        source: The trained model.
+        data: Its calibration and evaluation data.
+        target: The device to make engines for.
+        machine: The machine that measures.
+        metric: Name of the task metric.
+        threads: Threads per operator.
+        rounds: Interleaved rounds of a latency measurement.
+    """
+
+    source: Source
+    data: DataConfig
+    target: Target
+    machine: Machine
+    metric: str
+    threads: int
+    rounds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A model made by a recipe: its file, and what the stages noticed, in words."""
+
+    model: Path
+    notes: tuple[str, ...]
+
+
+class Pipeline:
+    """The stages of one job, run when first asked for.
+
+    Args:
+        job: What they share.
+        runner: Runs them in child processes and keeps their results.
+    """
+
+    def __init__(self, job: Job, *, runner: StageRunner) -> None:
+        self.job = job
+        self._runner = runner
+
+    @cached_property
+    def data(self) -> StageResult[DataRecord]:
+        """Calibration and evaluation samples on disk."""
+        return self._runner.run(PREPARE, self.job.data, label="prepare data")
+
+    @cached_property
+    def exported(self) -> StageResult[ExportRecord]:
+        """The source as float ONNX, proved equal to it."""
+        config = ExportConfig(
+            source=self.job.source,
+            samples=self.calibration,
+            inputs=self.data.record.inputs,
+            opset=self.job.target.opset,
+        )
+        return self._runner.run(EXPORT, config, label="export to ONNX")
+
+    @cached_property
+    def reference(self) -> StageResult[ReferenceRecord]:
+        """Outputs of the source on the evaluation samples."""
+        config = ReferenceConfig(
+            source=self.job.source,
+            samples=self.evaluation,
+            names=tuple(spec.name for spec in self.data.record.inputs),
+        )
+        return self._runner.run(REFERENCE, config, label="run the reference")
+
+    @cached_property
+    def ranges(self) -> Path:
+        """Directory with the calibrated ranges of the exported model."""
+        config = CalibrateConfig(model=self.float_model, samples=self.calibration)
+        return self._runner.run(CALIBRATE, config, label="calibrate").files
+
+    @property
+    def calibration(self) -> Path:
+        """Directory of calibration inputs."""
+        return self.data.files / "calibration"
+
+    @property
+    def evaluation(self) -> Path:
+        """Directory of evaluation inputs."""
+        return self.data.files / "evaluation"
+
+    @property
+    def float_model(self) -> Path:
+        """The exported ONNX file."""
+        return self.exported.files / MODEL_FILE
+
+    def make(self, recipe: Recipe) -> Made:
+        """Make the model of ``recipe``.
+
+        Raises:
+            RecipeError: The recipe finds nothing to act on in this model.
+        """
+        model = self.float_model
+        notes: tuple[str, ...] = ()
+        if recipe.fused:
+            fused = self._runner.run(FUSE, FuseConfig(model=model), label=f"{recipe.name}: fuse")
+            model, notes = fused.files / MODEL_FILE, _fusion_notes(fused.record)
+        if recipe.quantization is None:
+            return Made(model=model, notes=notes)
+        quantized = self.quantize(model, recipe.quantization, label=recipe.name)
+        return Made(
+            model=quantized.files / quantized.record.file,
+            notes=(*notes, *quantized.record.notes),
+        )
+
+    def quantize(
+        self, model: Path, quantization: Quantization, *, label: str
+    ) -> StageResult[QuantizeRecord]:
+        """Quantise a float model. Static schemes calibrate first."""
+        config = QuantizeConfig(
+            model=model,
+            quantization=quantization,
+            ranges=self.ranges if isinstance(quantization, StaticInt8) else None,
+            activation=self.job.target.int8.activation,
+        )
+        return self._runner.run(QUANTIZE, config, label=f"{label}: quantise")
+
+    def build(self, model: Path, *, label: str) -> StageResult[EngineRecord]:
+        """Build the target's engine from an ONNX file."""
+        config = BuildConfig(
+            model=model,
+            runtime=self.job.target.runtime,
+            settings=SessionSettings(threads=self.job.threads),
+        )
+        return self._runner.run(BUILD, config, label=f"{label}: build")
+
+    def evaluate(self, engine: Path | None, *, label: str) -> StageResult[EvaluateRecord]:
+        """Metric and parity of an engine; of the reference itself for None."""
+        config = EvaluateConfig(
+            inputs=self.evaluation,
+            labels=self.data.files / "labels",
+            reference=self.reference.files,
+            metric=self.job.metric,
+            label_names=self.data.record.labels,
+            engine=engine,
+            runtime=self.job.target.runtime,
+            threads=self.job.threads,
+        )
+        return self._runner.run(EVALUATE, config, label=f"{label}: evaluate")
+
+    def memory(self, engine: Path, *, label: str) -> MemoryRecord:
+        """Peak memory of an engine in a process of its own."""
+        config = MemoryConfig(
+            engine=engine,
+            samples=self.evaluation,
+            machine=self._machine,
+            runtime=self.job.target.runtime,
+            threads=self.job.threads,
+        )
+        return self._runner.run(MEMORY, config, label=f"{label}: memory").record
+
+    def latency(self, engine: Path, *, baseline: Path, label: str) -> LatencyRecord:
+        """Latency of an engine against the float engine, interleaved."""
+        config = LatencyConfig(
+            engine=engine,
+            baseline=baseline,
+            samples=self.evaluation,
+            machine=self._machine,
+            runtime=self.job.target.runtime,
+            rounds=self.job.rounds,
+            threads=self.job.threads,
+        )
+        return self._runner.run(LATENCY, config, label=f"{label}: latency").record
+
+    @cached_property
+    def _machine(self) -> str:
+        return record.dumps(self.job.machine)
+
+
+def _fusion_notes(fused: FuseRecord) -> tuple[str, ...]:
+    made = ", ".join(f"{count} {name}" for name, count in sorted(fused.fusions.items()))
+    return (f"fused: {made}",)

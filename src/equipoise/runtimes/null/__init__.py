@@ -1,0 +1,1 @@
+"""A runtime that does everything except compute: for tests of what stands around a runtime."""

@@ -1,0 +1,1 @@
+"""The ONNX reference evaluator: slow, and right by definition of the operators."""

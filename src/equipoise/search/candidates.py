@@ -1,0 +1,59 @@
+"""The candidates that are tried for a target, as recipes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from equipoise.quantize.schemes import DynamicInt8, StaticInt8, WeightOnlyInt8
+from equipoise.recipe import Recipe
+
+BASELINE: Final = "float32"
+
+
+def candidates(*, saturates: bool) -> tuple[Recipe, ...]:
+    """All recipes for a CPU, the float baseline first.
+
+    Args:
+        saturates: Whether the 16-bit sums of the target's int8 kernels can overflow. Where they
+            can, dynamic and guarded schemes take seven-bit weights.
+    """
+    range_note = "7-bit weights, because this CPU saturates" if saturates else "8-bit weights"
+    return (
+        Recipe(name=BASELINE, summary="The exported model as it is."),
+        Recipe(
+            name="float32-fused",
+            summary="Attention, layer norm and GELU as single operators.",
+            fused=True,
+        ),
+        Recipe(
+            name="int8-weights",
+            summary="Weights stored as int8 per channel, computed in float.",
+            quantization=WeightOnlyInt8(),
+        ),
+        Recipe(
+            name="int8-dynamic",
+            summary=f"Activations quantised in every run; {range_note}.",
+            quantization=DynamicInt8(reduce_range=saturates),
+        ),
+        Recipe(
+            name="int8-dynamic-fused",
+            summary=f"The same on the fused graph; {range_note}.",
+            fused=True,
+            quantization=DynamicInt8(reduce_range=saturates),
+        ),
+        Recipe(
+            name="int8-static",
+            summary="Every operator that has an int8 form, ranges from calibration data.",
+            quantization=StaticInt8(),
+        ),
+        Recipe(
+            name="int8-static-7bit",
+            summary="The same with weights in reduced range.",
+            quantization=StaticInt8(reduce_range=True),
+        ),
+        Recipe(
+            name="int8-static-guarded",
+            summary=f"Collapse-prone nodes stay in float; {range_note}.",
+            quantization=StaticInt8(guarded=True, reduce_range=saturates),
+        ),
+    )

@@ -1,0 +1,69 @@
+"""The sweet spot among the accepted candidates, and the Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from equipoise.search.result import Candidate, Measurement
+
+
+def measured(candidate: Candidate) -> Measurement:
+    """The measurement of a candidate that has one."""
+    if candidate.measurement is None:
+        raise ValueError(f"{candidate.recipe.name} was not measured")
+    return candidate.measurement
+
+
+def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
+    """The candidate at the sweet spot, and why, in words.
+
+    Latency first. Candidates whose speed-up over float cannot be told apart from the fastest one's
+    (their 95 % intervals overlap) are tied; among the tied the smallest wins, then the one with
+    the least memory. An engine that is slower than float is never chosen.
+
+    Args:
+        candidates: All candidates; the baseline is among them.
+    """
+    usable = [c for c in candidates if c.verdict in {"baseline", "accepted"}]
+    usable = [c for c in usable if measured(c).speedup.high >= 1]
+    fastest = max(usable, key=lambda c: measured(c).speedup.value)
+    tied = [c for c in usable if measured(c).speedup.high >= measured(fastest).speedup.low]
+    chosen = min(tied, key=_cost)
+    return chosen, _why(chosen, fastest=fastest, tied=tied)
+
+
+def _cost(candidate: Candidate) -> tuple[int, float]:
+    measurement = measured(candidate)
+    return measurement.size_bytes, measurement.peak_memory_bytes
+
+
+def _why(chosen: Candidate, *, fastest: Candidate, tied: Sequence[Candidate]) -> str:
+    name, speedup = chosen.recipe.name, measured(chosen).speedup
+    if chosen.verdict == "baseline":
+        return f"{name}: no accepted candidate is faster or smaller than plain float32"
+    if len(tied) == 1:
+        return f"{name} is the fastest candidate that keeps the metric ({speedup.value:.2f}x float)"
+    others = ", ".join(c.recipe.name for c in tied if c is not chosen)
+    lead = "the fastest" if chosen is fastest else "as fast as the fastest within the interval"
+    return f"{name} is {lead} ({speedup.value:.2f}x float) and the smallest of the tied: {others}"
+
+
+def pareto_front(candidates: Sequence[Candidate]) -> frozenset[str]:
+    """Names of the accepted candidates that no other one beats in latency, size and metric."""
+    usable = [c for c in candidates if c.verdict in {"baseline", "accepted"}]
+    return frozenset(
+        c.recipe.name for c in usable if not any(_dominates(other, c) for other in usable)
+    )
+
+
+def _dominates(left: Candidate, right: Candidate) -> bool:
+    a, b = _axes(measured(left)), _axes(measured(right))
+    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+
+def _axes(measurement: Measurement) -> tuple[float, float, float]:
+    return (
+        -measurement.speedup.value,
+        float(measurement.size_bytes),
+        -measurement.metric.value,
+    )

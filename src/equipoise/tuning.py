@@ -1,0 +1,309 @@
+"""Find the sweet spot of a trained model on a target, prove it, and pack it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from equipoise import fs
+from equipoise.bundle.writer import check_replaceable
+from equipoise.data.config import DataConfig
+from equipoise.data.metrics import Metric, get_metric
+from equipoise.data.readers.base import split_form
+from equipoise.errors import (
+    EquipoiseError,
+    InterruptedRunError,
+    LockError,
+    OutputError,
+    RecipeError,
+    UsageError,
+)
+from equipoise.export.source import parse_source
+from equipoise.measure.evaluate import read_statistics
+from equipoise.measure.interval import metric_interval, paired_drop, smallest_provable_drop
+from equipoise.pack import pack
+from equipoise.pipeline import Job, Pipeline
+from equipoise.recipe import Recipe
+from equipoise.report.write import write_report
+from equipoise.search.candidates import BASELINE, candidates
+from equipoise.search.choose import choose, pareto_front
+from equipoise.search.result import Candidate, Measurement, TuneResult, Verdict
+from equipoise.search.verdict import judge
+from equipoise.stages import Observer, StageRunner, default_cache, versions_of
+from equipoise.targets.machine import detect_machine
+from equipoise.targets.profiles import get_target
+
+_FREE_BYTES: Final = 64 << 20
+_VERSIONS: Final = (
+    "equipoise", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers"
+)  # fmt: skip
+_NOT_THE_CANDIDATES: Final = (InterruptedRunError, LockError, OutputError)
+"""Errors that end the run: they say nothing about the candidate that met them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """What to tune, on what data, for what, and how well.
+
+    Attributes:
+        source: ``module:package.mod:factory``, a transformers directory, or an ``.onnx`` file.
+        data: ``digits``, an ``.npz``, CoNLL or JSONL file, or a directory of CoNLL files.
+        output: Directory for ``bundle/``, ``report.html`` and ``results.json``.
+        weights: Safetensors file for a factory.
+        task: Head of a transformers model; from its config when empty.
+        calibration: Calibration data; a part of ``data`` is set aside when None.
+        target: Name of a target profile.
+        metric: ``accuracy``, ``macro-f1``, ``entity-f1`` or ``cosine``.
+        max_drop: Largest allowed drop of the metric, absolute: 0.01 is one point.
+        samples: Evaluate on the first so many samples only.
+        calibration_samples: Number of calibration samples.
+        max_length: Most tokens per text.
+        tokenizer: ``tokenizer.json`` for text data with an ONNX or factory source.
+        labels: Class names in index order, for a source that does not know them.
+        threads: Threads per operator; all usable cores when None.
+        rounds: Interleaved rounds of each latency measurement.
+        time_limit_s: Limit for one stage.
+        cache: Directory of stage results; the user's cache when None.
+        fresh: Run every stage again.
+    """
+
+    source: str
+    data: str
+    output: Path
+    weights: Path | None = None
+    task: str = ""
+    calibration: str | None = None
+    target: str = "cpu"
+    metric: str = "accuracy"
+    max_drop: float = 0.01
+    samples: int | None = None
+    calibration_samples: int = 128
+    max_length: int = 512
+    tokenizer: Path | None = None
+    labels: tuple[str, ...] = ()
+    threads: int | None = None
+    rounds: int = 60
+    time_limit_s: float = 3600.0
+    cache: Path | None = None
+    fresh: bool = False
+
+
+def tune(config: TuneConfig, *, observer: Observer | None = None) -> TuneResult:
+    """Find the sweet spot; write ``bundle/``, ``report.html`` and ``results.json``.
+
+    Nothing is written to ``config.output`` before all of it is known. A run that is stopped goes on
+    from its finished stages when it is called again.
+
+    Raises:
+        UsageError: An unknown metric, target or task, or a setting out of range.
+        InputError: The model or the data cannot be used.
+        ParityError: The exported model does not give the numbers of the source.
+        OutputError: The output directory cannot be written.
+    """
+    pipeline = make_pipeline(config, observer=observer)
+    result = _search(pipeline, config)
+    with fs.staged_directory(config.output / ".next") as staging:
+        pack(pipeline, result, output=staging / "bundle")
+        write_report(result, output=staging)
+    _publish(config.output)
+    return result
+
+
+def make_pipeline(config: TuneConfig, *, observer: Observer | None = None) -> Pipeline:
+    """Check what can be checked without work, and set up the stages.
+
+    Raises:
+        As :func:`tune`.
+    """
+    _check_settings(config)
+    source = parse_source(config.source, weights=config.weights, task=config.task)
+    machine = detect_machine()
+    target = get_target(config.target, machine=machine)
+    fs.check_writable(config.output, needed_bytes=_FREE_BYTES)
+    check_replaceable(config.output / "bundle")
+    data = DataConfig(
+        data=config.data,
+        files=split_form(config.data)[1],
+        calibration=config.calibration,
+        calibration_files=split_form(config.calibration)[1] if config.calibration else None,
+        task=source.task,
+        tokenizer=config.tokenizer or source.tokenizer,
+        labels=config.labels or source.labels,
+        samples=config.samples,
+        calibration_samples=config.calibration_samples,
+        max_length=config.max_length,
+    )
+    cache = config.cache or default_cache()
+    fs.check_writable(cache, needed_bytes=_FREE_BYTES)
+    runner = StageRunner(
+        cache, observer=observer, time_limit_s=config.time_limit_s, fresh=config.fresh
+    )
+    job = Job(
+        source=source,
+        data=data,
+        target=target,
+        machine=machine,
+        metric=config.metric,
+        threads=config.threads or machine.cores,
+        rounds=config.rounds,
+    )
+    return Pipeline(job, runner=runner)
+
+
+def _check_settings(config: TuneConfig) -> None:
+    get_metric(config.metric, labels=config.labels or ("",))
+    for name, value, least in (
+        ("--max-drop", config.max_drop, 0.0),
+        ("--rounds", config.rounds, 10),
+        ("--threads", config.threads, 1),
+        ("--samples", config.samples, 1),
+        ("--calibration-samples", config.calibration_samples, 1),
+        ("--max-length", config.max_length, 2),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"{name} is {value}; it must be at least {least}")
+
+
+def _search(pipeline: Pipeline, config: TuneConfig) -> TuneResult:
+    trials = _Trials(pipeline, max_drop=config.max_drop)
+    recipes = candidates(saturates=pipeline.job.target.int8.saturates)
+    tried = [trials.attempt(recipe) for recipe in recipes]
+    front = pareto_front(tried)
+    tried = [replace(c, on_front=c.recipe.name in front) for c in tried]
+    chosen, reason = choose(tried)
+    data = pipeline.data.record
+    return TuneResult(
+        source=config.source,
+        data=config.data,
+        target=config.target,
+        metric=config.metric,
+        max_drop=config.max_drop,
+        threads=pipeline.job.threads,
+        reference_metric=metric_interval(trials.reference, trials.metric.value),
+        reference_report=trials.reference_report,
+        reference_name=pipeline.reference.record.by,
+        evaluation_samples=data.evaluation_samples,
+        calibration_samples=data.calibration_samples,
+        candidates=tuple(tried),
+        chosen=chosen.recipe.name,
+        chosen_reason=reason,
+        machine=pipeline.job.machine,
+        versions=versions_of(_VERSIONS),
+        warnings=(*data.warnings, *_power_warning(trials, config)),
+        steps=_steps(pipeline, tried, chosen=chosen, config=config),
+    )
+
+
+class _Trials:
+    """Makes, evaluates and measures candidates against the reference and the float engine."""
+
+    def __init__(self, pipeline: Pipeline, *, max_drop: float) -> None:
+        self._pipeline = pipeline
+        self._max_drop = max_drop
+        self.metric: Metric = get_metric(pipeline.job.metric, labels=pipeline.data.record.labels)
+        reference = pipeline.evaluate(None, label=pipeline.reference.record.by)
+        self.reference = read_statistics(reference.files)
+        self.reference_report = reference.record.report
+        self._baseline = self._engine(pipeline.float_model, label=BASELINE)
+
+    def attempt(self, recipe: Recipe) -> Candidate:
+        """Try a recipe. What goes wrong in it is its verdict, not the end of the run."""
+        try:
+            return self._try(recipe)
+        except _NOT_THE_CANDIDATES:
+            raise
+        except RecipeError as error:
+            return Candidate(recipe=recipe, verdict="not applicable", reason=error.message)
+        except EquipoiseError as error:
+            if recipe.name == BASELINE:
+                raise
+            return Candidate(recipe=recipe, verdict="failed", reason=error.message)
+
+    def _try(self, recipe: Recipe) -> Candidate:
+        made = self._pipeline.make(recipe)
+        measurement, report, notes = self._measure(made.model, label=recipe.name)
+        if recipe.name == BASELINE:
+            verdict: Verdict = "baseline"
+            reason = "what every other candidate is compared with"
+        else:
+            verdict, reason = judge(measurement, recipe=recipe, max_drop=self._max_drop)
+        return Candidate(
+            recipe=recipe,
+            verdict=verdict,
+            reason=reason,
+            measurement=measurement,
+            notes=(*made.notes, *notes),
+            metric_report=report,
+        )
+
+    def _engine(self, model: Path, *, label: str) -> Path:
+        built = self._pipeline.build(model, label=label)
+        return built.files / built.record.file
+
+    def _measure(self, model: Path, *, label: str) -> tuple[Measurement, str, tuple[str, ...]]:
+        built = self._pipeline.build(model, label=label)
+        engine = built.files / built.record.file
+        evaluated = self._pipeline.evaluate(engine, label=label)
+        memory = self._pipeline.memory(engine, label=label)
+        latency = self._pipeline.latency(engine, baseline=self._baseline, label=label)
+        statistics = read_statistics(evaluated.files)
+        value, discrete = self.metric.value, self.metric.discrete
+        measurement = Measurement(
+            metric=metric_interval(statistics, value),
+            drop=paired_drop(self.reference, statistics, value, discrete=discrete),
+            latency_ms=latency.engine_ms,
+            speedup=latency.speedup,
+            size_bytes=built.record.size_bytes,
+            peak_memory_bytes=memory.peak_bytes,
+            load_ms=memory.load_ms,
+            parity=evaluated.record.parity,
+            kernels=built.record.kernels,
+        )
+        return measurement, evaluated.record.report, built.record.notes
+
+
+def _power_warning(trials: _Trials, config: TuneConfig) -> tuple[str, ...]:
+    samples = len(trials.reference)
+    least = smallest_provable_drop(samples)
+    if not trials.metric.discrete or least <= config.max_drop:
+        return ()
+    return (
+        f"{samples} evaluation samples cannot show a drop below {least:.4f} at 95 % confidence,"
+        f" so nothing but float32 can be accepted at --max-drop {config.max_drop:g}",
+    )
+
+
+def _steps(
+    pipeline: Pipeline, tried: list[Candidate], *, chosen: Candidate, config: TuneConfig
+) -> tuple[str, ...]:
+    exported, data = pipeline.exported.record, pipeline.data.record
+    tolerance = ", ".join(f"{t.output} {t.atol:.2g}" for t in exported.tolerances)
+    refused = [c.recipe.name for c in tried if c.verdict == "refused"]
+    steps = [
+        f"Prepared {data.calibration_samples} calibration and {data.evaluation_samples} evaluation"
+        " samples that do not overlap.",
+    ]
+    steps.append(
+        f"Exported with {exported.exporter} to opset {exported.opset}; the outputs agree with"
+        f" {pipeline.reference.record.by} at batch 1 and at a larger batch within {tolerance}."
+    )
+    steps.append(f"Target {config.target}: {pipeline.job.target.int8.reason}.")
+    steps.append(
+        f"Made and measured {sum(c.measurement is not None for c in tried)} of {len(tried)}"
+        f" candidates, each in processes of its own; latency in {config.rounds} interleaved rounds"
+        f" against the float engine with {pipeline.job.threads} thread(s)."
+    )
+    steps.append(
+        f"Refused for accuracy: {', '.join(refused) or 'none'}. A candidate is accepted when the"
+        f" 95 % bound of its paired drop of {config.metric} is at most {config.max_drop:g}."
+    )
+    return (*steps, f"Chose {chosen.recipe.name}.")
+
+
+def _publish(output: Path) -> None:
+    """Move the finished files of ``output/.next`` into place, the bundle first."""
+    staging = output / ".next"
+    for name in ("bundle", "results.json", "report.html"):
+        fs.move_into_place(staging / name, output / name)
+    fs.remove(staging)
