@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.machinery
-import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,29 +101,23 @@ def _factory(name: str, *, weights: Path | None) -> Source:
 
 def _code_sha256(module: str) -> str:
     """Hash of the Python files in the directory of ``module``, found without running any code."""
-    spec = _find_spec(module)
-    if spec is None or spec.origin is None:
-        raise SourceError(
-            f"module {module!r} cannot be found from {Path.cwd()}",
-            hint="Install its package or run from the directory that contains it.",
-        )
     digest = hashlib.sha256()
-    for file in sorted(Path(spec.origin).parent.glob("*.py")):
+    for file in sorted(_module_file(module).parent.glob("*.py")):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 
-def _find_spec(module: str) -> importlib.machinery.ModuleSpec | None:
-    """The spec of a dotted module; ``importlib.util.find_spec`` would import its parents."""
-    search: Any = [str(Path.cwd()), *sys.path]
-    spec = None
-    for depth in range(len(module.split("."))):
-        name = ".".join(module.split(".")[: depth + 1])
-        spec = importlib.machinery.PathFinder.find_spec(name, search)
-        if spec is None:
-            return None
-        search = spec.submodule_search_locations
-    return spec
+def _module_file(module: str) -> Path:
+    """The file of a dotted module; ``importlib.util.find_spec`` would import its parents."""
+    for entry in [str(Path.cwd()), *sys.path]:
+        base = Path(entry, *module.split("."))
+        for file in (base.with_suffix(".py"), base / "__init__.py"):
+            if file.is_file():
+                return file
+    raise SourceError(
+        f"module {module!r} cannot be found from {Path.cwd()}",
+        hint="Install its package or run from the directory that contains it.",
+    )
 
 
 def _transformers(path: Path, *, task: str) -> Source:
