@@ -13,8 +13,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-demo: $(STAMP)
-	$(BIN)/python examples/digits/demo.py
+demo: $(STAMP) out/digits/model.safetensors
+	$(BIN)/equipoise tune module:examples.digits.model:build \
+	  --weights out/digits/model.safetensors --data digits --target cpu --metric accuracy \
+	  --max-drop 0.01 --threads 1 -o out/digits
+
+out/digits/model.safetensors: examples/digits/model.py examples/digits/train.py | $(STAMP)
+	$(BIN)/python -m examples.digits.train --output $@
 
 test: $(STAMP)
 	scripts/test

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 import torch
+from examples.digits.model import build
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from equipoise.data.readers import digits
-from examples.digits.model import build
 
 EPOCHS = 24
 BATCH = 64

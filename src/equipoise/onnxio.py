@@ -80,6 +80,17 @@ def consumers(model: Any) -> dict[str, list[Any]]:
     return readers
 
 
+def opset_of(model: Any) -> int:
+    """Version of the standard operator set that ``model`` imports."""
+    return next(int(o.version) for o in model.opset_import if o.domain in {"", "ai.onnx"})
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes on disk of a model and of the external data beside it."""
+    data = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+
+
 def graph_specs(model: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Specs of the inputs and of the outputs of ``model``."""
     constants = initializers(model)

@@ -64,7 +64,7 @@ def pack(pipeline: Pipeline, result: TuneResult, *, output: Path) -> Manifest:
 def _golden(
     pipeline: Pipeline, engine: Path
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[Golden, ...]]:
-    """Specs of the engine, and the first evaluation samples with its and the reference's outputs."""
+    """Specs of the engine, and the first samples with its outputs and the reference's."""
     rows, reference = Rows(pipeline.evaluation), Rows(pipeline.reference.files)
     settings = SessionSettings(threads=pipeline.job.threads)
     open_session = session_opener(pipeline.job.target.runtime)

@@ -90,3 +90,25 @@ def _check_dimensions(array: Array, spec: TensorSpec, sizes: dict[str, tuple[int
                 f"input {spec.name!r} is {describe(array)}; the model takes {spec},"
                 f" and dimension {dim!r} is {allowed} in {source}"
             )
+
+
+def ones(
+    specs: Sequence[TensorSpec], *, sizes: Mapping[str, int] | None = None
+) -> dict[str, Array]:
+    """An array of ones for each spec.
+
+    Args:
+        specs: The inputs of a model.
+        sizes: Dynamic dimension -> size; 16 for a sequence and 1 for any other when not given.
+    """
+    known = sizes or {}
+    return {
+        spec.name: np.ones([_size(dim, known) for dim in spec.shape], dtype=spec.dtype)
+        for spec in specs
+    }
+
+
+def _size(dim: int | str, known: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    return known.get(dim, 16 if "seq" in dim.lower() else 1)

@@ -81,6 +81,9 @@ class Observer:
     def ended(self, label: str, *, cached: bool) -> None:
         """The stage is done; ``cached`` when it had been done before."""
 
+    def failed(self, label: str) -> None:
+        """The stage raised an error."""
+
 
 class StageRunner:
     """Runs stages in child processes and keeps their results.
@@ -116,8 +119,12 @@ class StageRunner:
         place = self._cache / stage.name / stage_key(stage, config)
         self._observer.started(label)
         with _locked(place.with_suffix(".lock")):
-            kept = None if self._fresh else self._find(stage, place)
-            result = kept or self._make(stage, config, place=place)
+            try:
+                kept = None if self._fresh else self._find(stage, place)
+                result = kept or self._make(stage, config, place=place)
+            except BaseException:
+                self._observer.failed(label)
+                raise
         self._observer.ended(label, cached=result.cached)
         return result
 

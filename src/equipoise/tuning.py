@@ -102,6 +102,8 @@ def tune(config: TuneConfig, *, observer: Observer | None = None) -> TuneResult:
         OutputError: The output directory cannot be written.
     """
     pipeline = make_pipeline(config, observer=observer)
+    fs.check_writable(config.output, needed_bytes=_FREE_BYTES)
+    check_replaceable(config.output / "bundle")
     result = _search(pipeline, config)
     with fs.staged_directory(config.output / ".next") as staging:
         pack(pipeline, result, output=staging / "bundle")
@@ -120,8 +122,6 @@ def make_pipeline(config: TuneConfig, *, observer: Observer | None = None) -> Pi
     source = parse_source(config.source, weights=config.weights, task=config.task)
     machine = detect_machine()
     target = get_target(config.target, machine=machine)
-    fs.check_writable(config.output, needed_bytes=_FREE_BYTES)
-    check_replaceable(config.output / "bundle")
     data = DataConfig(
         data=config.data,
         files=split_form(config.data)[1],
@@ -268,10 +268,11 @@ def _power_warning(trials: _Trials, config: TuneConfig) -> tuple[str, ...]:
     least = smallest_provable_drop(samples)
     if not trials.metric.discrete or least <= config.max_drop:
         return ()
-    return (
+    words = (
         f"{samples} evaluation samples cannot show a drop below {least:.4f} at 95 % confidence,"
-        f" so nothing but float32 can be accepted at --max-drop {config.max_drop:g}",
+        f" so nothing but float32 can be accepted at --max-drop {config.max_drop:g}"
     )
+    return (words,)
 
 
 def _steps(
@@ -280,25 +281,25 @@ def _steps(
     exported, data = pipeline.exported.record, pipeline.data.record
     tolerance = ", ".join(f"{t.output} {t.atol:.2g}" for t in exported.tolerances)
     refused = [c.recipe.name for c in tried if c.verdict == "refused"]
-    steps = [
+    prepared = (
         f"Prepared {data.calibration_samples} calibration and {data.evaluation_samples} evaluation"
-        " samples that do not overlap.",
-    ]
-    steps.append(
+        " samples that do not overlap."
+    )
+    proved = (
         f"Exported with {exported.exporter} to opset {exported.opset}; the outputs agree with"
         f" {pipeline.reference.record.by} at batch 1 and at a larger batch within {tolerance}."
     )
-    steps.append(f"Target {config.target}: {pipeline.job.target.int8.reason}.")
-    steps.append(
+    measured_words = (
         f"Made and measured {sum(c.measurement is not None for c in tried)} of {len(tried)}"
         f" candidates, each in processes of its own; latency in {config.rounds} interleaved rounds"
         f" against the float engine with {pipeline.job.threads} thread(s)."
     )
-    steps.append(
+    judged = (
         f"Refused for accuracy: {', '.join(refused) or 'none'}. A candidate is accepted when the"
         f" 95 % bound of its paired drop of {config.metric} is at most {config.max_drop:g}."
     )
-    return (*steps, f"Chose {chosen.recipe.name}.")
+    target = f"Target {config.target}: {pipeline.job.target.int8.reason}."
+    return prepared, proved, target, measured_words, judged, f"Chose {chosen.recipe.name}."
 
 
 def _publish(output: Path) -> None:

@@ -43,6 +43,11 @@ def golden_bytes(vectors: Sequence[Golden]) -> bytes:
         )
         for name, array in named.items()
     }
+    return npz_bytes(arrays)
+
+
+def npz_bytes(arrays: Mapping[str, Array]) -> bytes:
+    """Named arrays as the bytes of an ``.npz`` file."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -172,7 +172,7 @@ def _verified(path: Path, proof: _Proof, *, exporter: str, notes: Sequence[str])
     check_parity(batched.result(), proof.tolerances, what=f"{exporter}, a larger batch")
     return ExportRecord(
         exporter=exporter,
-        opset=opset_of(model),
+        opset=onnxio.opset_of(model),
         ir_version=model.ir_version,
         inputs=inputs,
         outputs=outputs,
@@ -181,11 +181,6 @@ def _verified(path: Path, proof: _Proof, *, exporter: str, notes: Sequence[str])
         batch_parity=batched.result(),
         notes=(*notes, f"{exporter}: agrees with the source"),
     )
-
-
-def opset_of(model: Any) -> int:
-    """Version of the standard operator set that ``model`` imports."""
-    return next(int(o.version) for o in model.opset_import if o.domain in {"", "ai.onnx"})
 
 
 _Exporter = Callable[..., None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -33,6 +34,9 @@ class OutputParity:
     sqnr_db: float | None
     cosine: float
     top1_agreement: float | None
+
+
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
 
 class ParityMeter:
@@ -94,7 +98,8 @@ def _largest(array: Array) -> float:
     """Largest absolute value; an engine that gives NaN is as wrong as a float can say."""
     if not array.size:
         return 0.0
-    return float(np.nan_to_num(np.abs(array).max(), nan=np.finfo(np.float32).max))
+    largest = float(np.abs(array).max())
+    return largest if math.isfinite(largest) else _FLOAT32_MAX
 
 
 def _decibel(signal: float, noise: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 from equipoise import extras
@@ -83,7 +84,7 @@ def _markers(go: Any, group: list[Candidate], points: list[Candidate], result: T
 
 def _diameter(share: float) -> float:
     """Marker diameter whose area is in proportion to the engine's size."""
-    return max(_SMALLEST_MARKER, _LARGEST_MARKER * share**0.5)
+    return max(_SMALLEST_MARKER, _LARGEST_MARKER * math.sqrt(share))
 
 
 def _label(candidate: Candidate, result: TuneResult) -> str:

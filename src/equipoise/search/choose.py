@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from equipoise.search.result import Candidate, Measurement
+
+_SIZE_TIE: Final = 0.01
+"""A hundredth of the size decides nothing on a device."""
+
+_MEMORY_TIE: Final = 0.05
+"""Peak memory of a process repeats to a few per cent; less is no difference."""
 
 
 def measured(candidate: Candidate) -> Measurement:
@@ -28,13 +35,17 @@ def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
     usable = [c for c in usable if measured(c).speedup.high >= 1]
     fastest = max(usable, key=lambda c: measured(c).speedup.value)
     tied = [c for c in usable if measured(c).speedup.high >= measured(fastest).speedup.low]
-    chosen = min(tied, key=_cost)
+    chosen = _cheapest(tied)
     return chosen, _why(chosen, fastest=fastest, tied=tied)
 
 
-def _cost(candidate: Candidate) -> tuple[int, float]:
-    measurement = measured(candidate)
-    return measurement.size_bytes, measurement.peak_memory_bytes
+def _cheapest(tied: Sequence[Candidate]) -> Candidate:
+    """The smallest; of equally small ones the least memory; of those the truest outputs."""
+    smallest = min(measured(c).size_bytes for c in tied)
+    small = [c for c in tied if measured(c).size_bytes <= smallest * (1 + _SIZE_TIE)]
+    least = min(measured(c).peak_memory_bytes for c in small)
+    lean = [c for c in small if measured(c).peak_memory_bytes <= least * (1 + _MEMORY_TIE)]
+    return max(lean, key=lambda c: min(p.cosine for p in measured(c).parity))
 
 
 def _why(chosen: Candidate, *, fastest: Candidate, tied: Sequence[Candidate]) -> str:

@@ -38,10 +38,7 @@ class OnnxRuntimeBuilder:
             SourceError: ONNX Runtime refuses the model.
         """
         kernels = rewritten_operators(model, settings=settings)
-        fs.copy_file(model, output / ENGINE_FILE)
-        data = model.with_name(f"{model.name}.data")
-        if data.is_file():
-            fs.copy_file(data, output / data.name)
+        fs.copy_model(model, output / ENGINE_FILE)
         return EngineRecord(
             file=ENGINE_FILE,
             size_bytes=fs.tree_size_bytes(output),

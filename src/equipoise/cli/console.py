@@ -1,0 +1,105 @@
+"""What all commands share: consoles, JSON, progress bars."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from equipoise import record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+
+    from equipoise.stages import Observer
+
+
+def out() -> Console:
+    """Standard output."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def err() -> Console:
+    """Standard error: progress and messages."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(record.dumps(value))
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Observer]:
+    """An observer of stages that shows a bar for the running one and a line for each that ended."""
+    from equipoise.stages import Observer
+
+    if quiet:
+        yield Observer()
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    bars = Progress(
+        SpinnerColumn(finished_text="[green]✓[/green]"),
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=28),
+        TimeElapsedColumn(),
+        console=err(),
+        refresh_per_second=4,
+    )
+    with bars:
+        yield _bars(bars)
+
+
+def _bars(bars: Progress) -> Observer:
+    from equipoise.stages import Observer
+
+    class Bars(Observer):
+        _task: TaskID | None = None
+
+        def started(self, label: str) -> None:
+            self._task = bars.add_task(label, total=None)
+
+        def advanced(self, done: int, total: int) -> None:
+            if self._task is not None:
+                bars.update(self._task, completed=done, total=total)
+
+        def ended(self, label: str, *, cached: bool) -> None:
+            if self._task is None:
+                return
+            if cached:
+                bars.remove_task(self._task)
+            else:
+                bars.update(self._task, description=label, completed=1, total=1)
+
+        def failed(self, label: str) -> None:
+            if self._task is not None:
+                bars.update(self._task, description=f"[red]{label}: not possible[/red]")
+                bars.stop_task(self._task)
+
+    return Bars()
+
+
+def print_lines(*lines: str) -> None:
+    """Plain lines on standard output, never cut or wrapped."""
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of plain text: ``equipoise[ort]`` is an extra here, not markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(*titles)
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made

@@ -1,0 +1,106 @@
+"""The command ``equipoise``: one file per command, errors to exit codes at one place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated, Final
+
+import typer
+
+from equipoise import __version__
+from equipoise.cli import bench, check, doctor, export, inspect, quantize, run, targets, tune
+from equipoise.errors import EquipoiseError, InterruptedRunError
+
+COMMANDS: Final[dict[str, Callable[..., None]]] = {
+    "tune": tune.command,
+    "export": export.command,
+    "quantize": quantize.command,
+    "check": check.command,
+    "bench": bench.command,
+    "run": run.command,
+    "inspect": inspect.command,
+    "doctor": doctor.command,
+    "targets": targets.command,
+}
+
+_TERMINATED: Final = 143
+_INTERNAL: Final = 1
+
+app = typer.Typer(
+    name="equipoise",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"equipoise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _group(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Turn a trained model into the smallest, fastest engine that is still accurate enough."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(_TERMINATED)
+
+
+def main() -> None:
+    """The console entry point."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=False)
+    except SystemExit as error:
+        if error.code == _TERMINATED:
+            _say("stopped by SIGTERM", hint="The same command goes on where it was.")
+        raise
+    except Exception as error:  # noqa: BLE001 - the last place before a traceback
+        sys.exit(_report(error))
+    except KeyboardInterrupt:
+        _say("stopped", hint="The same command goes on where it was.")
+        sys.exit(InterruptedRunError.exit_code)
+
+
+def _report(error: Exception) -> int:
+    """Print an error; return the exit code. ``EQUIPOISE_TRACEBACK=1`` shows where it came from."""
+    if os.environ.get("EQUIPOISE_TRACEBACK"):
+        raise error
+    if isinstance(error, EquipoiseError):
+        _say(error.message, hint=error.hint)
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    code = getattr(error, "exit_code", None)
+    if isinstance(code, int):  # typer's own usage errors, and its Exit
+        show = getattr(error, "show", None)
+        if show is not None:
+            show()
+        return code
+    _say(
+        f"internal error: {type(error).__name__}: {error}",
+        hint="Please report it, with what EQUIPOISE_TRACEBACK=1 shows.",
+    )
+    return _INTERNAL
+
+
+def _say(message: str, *, hint: str) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    if hint:
+        sys.stderr.write(f"{hint}\n")

@@ -1,0 +1,100 @@
+"""``equipoise run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from equipoise.cli import console, options
+from equipoise.errors import UsageError
+
+if TYPE_CHECKING:
+    from equipoise.deploy import BundleSession
+    from equipoise.spec import Array
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle directory.")],
+    inputs: Annotated[
+        Path | None, typer.Argument(help=".npz with one array per input, batch first.")
+    ] = None,
+    text: Annotated[str, typer.Option(help="A text, for a bundle with a tokenizer.")] = "",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz file.")
+    ] = None,
+    selftest: Annotated[
+        bool, typer.Option("--selftest", help="Run the golden vectors on this device instead.")
+    ] = False,
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> None:
+    """Run a bundle on an .npz file or a text, or its self-test on this device."""
+    from equipoise.deploy import load
+
+    if sum([inputs is not None, bool(text), selftest]) != 1:
+        raise UsageError("give one of: an .npz file, --text, --selftest")
+    with load(bundle, threads=threads) as session:
+        if selftest:
+            _selftest(session, json=json)
+        elif text:
+            _text(session, text, json=json)
+        else:
+            _arrays(session, inputs or Path(), output=output, json=json)
+
+
+def _selftest(session: BundleSession, *, json: bool) -> None:
+    from equipoise.errors import ParityError
+
+    found = session.selftest()
+    if json:
+        console.print_json(found)
+    else:
+        console.print_lines(str(found))
+    if not found.passed:
+        raise ParityError(f"{session.directory}: {found}")
+
+
+def _text(session: BundleSession, text: str, *, json: bool) -> None:
+    from equipoise.data.decode import decode
+    from equipoise.data.text import TextEncoder
+
+    if session.manifest.tokenizer is None:
+        raise UsageError(f"{session.directory} has no tokenizer: give an .npz file")
+    tokenizer = session.directory / session.manifest.tokenizer
+    encoder = TextEncoder(tokenizer, max_length=session.manifest.max_length)
+    words = text.split()
+    tokens, first = encoder.words(words) if _per_token(session) else (encoder.text(text), [])
+    feeds = {spec.name: tokens[spec.name] for spec in session.inputs}
+    found = decode(session.run(feeds), words=words, first=first, labels=session.manifest.labels)
+    if json:
+        console.print_json(found)
+        return
+    console.print_lines(*(f"{item.text}\t{item.label}\t{item.score:.4f}" for item in found))
+
+
+def _per_token(session: BundleSession) -> bool:
+    return session.manifest.task == "token-classification"
+
+
+def _arrays(session: BundleSession, inputs: Path, *, output: Path | None, json: bool) -> None:
+    from equipoise import fs
+    from equipoise.bundle.golden import npz_bytes
+    from equipoise.data.readers.npz import read_arrays
+    from equipoise.spec import describe
+
+    outputs = session.run(read_arrays(inputs))
+    if output is not None:
+        fs.write_bytes(output, npz_bytes(outputs))
+    if json:
+        console.print_json({name: _values(array) for name, array in outputs.items()})
+        return
+    console.print_lines(*(f"{name}: {describe(array)}" for name, array in outputs.items()))
+    if output is None:
+        console.print_lines(*(str(array) for array in outputs.values()))
+
+
+def _values(array: Array) -> list[object]:
+    values: list[object] = array.tolist()
+    return values

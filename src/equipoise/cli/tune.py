@@ -1,0 +1,101 @@
+"""``equipoise tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from equipoise.cli import console, options
+
+
+def command(
+    source: options.Source,
+    data: options.Data,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory for bundle/ and report.html.")
+    ],
+    target: options.Target = "cpu",
+    metric: Annotated[
+        str, typer.Option(help="accuracy, macro-f1, entity-f1 or cosine.")
+    ] = "accuracy",
+    max_drop: Annotated[
+        float, typer.Option(help="Largest allowed drop of the metric; 0.01 is one point.")
+    ] = 0.01,
+    weights: options.Weights = None,
+    task: options.Task = "",
+    calibration: options.Calibration = None,
+    calibration_samples: options.CalibrationSamples = 128,
+    samples: options.Samples = None,
+    max_length: options.MaxLength = 512,
+    tokenizer: options.Tokenizer = None,
+    labels: options.Labels = "",
+    threads: options.Threads = None,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds per latency.")] = 60,
+    time_limit: options.TimeLimit = 3600.0,
+    cache_dir: options.CacheDir = None,
+    fresh: options.Fresh = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Find the smallest, fastest engine that keeps the metric; prove it and pack it.
+
+    Exports the model, makes every candidate, compares each with the source on the same samples,
+    measures it on the target, and writes a bundle and a report. A run that is stopped goes on
+    where it was when the same command is given again.
+    """
+    from equipoise.tuning import TuneConfig, tune
+
+    config = TuneConfig(
+        source=source,
+        data=data,
+        output=output,
+        weights=weights,
+        task=task,
+        calibration=calibration,
+        target=target,
+        metric=metric,
+        max_drop=max_drop,
+        samples=samples,
+        calibration_samples=calibration_samples,
+        max_length=max_length,
+        tokenizer=tokenizer,
+        labels=options.names(labels),
+        threads=threads,
+        rounds=rounds,
+        time_limit_s=time_limit,
+        cache=cache_dir,
+        fresh=fresh,
+    )
+    with console.progress(quiet=quiet or json) as observer:
+        result = tune(config, observer=observer)
+    if json:
+        console.print_json(result)
+        return
+    from equipoise.report.rows import summary
+    from equipoise.report.terminal import candidates_table, metric_reports
+
+    out = console.out()
+    out.print(candidates_table(result))
+    if result.reference_report:
+        out.print(metric_reports(result))
+    for warning in result.warnings:
+        out.print(f"warning: {warning}", style="yellow", markup=False)
+    out.print(f"Sweet spot: {summary(result)}\n", markup=False)
+    out.print(f"bundle  {output / 'bundle'}\nreport  {output / 'report.html'}\n", markup=False)
+    out.print("Run it on the device, with numpy and onnxruntime alone:\n")
+    out.print(_snippet(output / "bundle"), markup=False)
+
+
+def _snippet(bundle: Path) -> str:
+    """The three lines of Python that run a bundle."""
+    from equipoise.bundle.manifest import read_manifest
+
+    inputs = read_manifest(bundle).inputs
+    feeds = ", ".join(f'"{spec.name}": {spec.name}' for spec in inputs)
+    return (
+        "    import equipoise\n"
+        f'    session = equipoise.load("{bundle}")\n'
+        f"    outputs = session.run({{{feeds}}})\n"
+    )

@@ -1,0 +1,72 @@
+"""Latency of one engine, or of two side by side, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from equipoise.measure.interval import Interval, median_interval
+from equipoise.measure.latency import interleave
+from equipoise.runtimes.protocol import SessionSettings
+from equipoise.runtimes.registry import session_opener
+from equipoise.spec import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRecord:
+    """What was measured.
+
+    Attributes:
+        engine: Engine file.
+        threads: Threads per operator.
+        latency_ms: Median with its 95 % interval over rounds, milliseconds per inference.
+        p95_ms: 95th percentile over rounds.
+        rounds: Number of rounds.
+        speedup: Latency of the other engine / latency of this one; None without another.
+    """
+
+    engine: str
+    threads: int
+    latency_ms: Interval
+    p95_ms: float
+    rounds: int
+    speedup: Interval | None
+
+
+def bench(
+    engines: Sequence[tuple[Path, str]],
+    samples: Sequence[dict[str, Array]],
+    *,
+    threads: int,
+    rounds: int,
+) -> tuple[BenchRecord, ...]:
+    """Time engines in interleaved rounds; the first is what the others are compared with.
+
+    Args:
+        engines: Pairs of engine file and runtime.
+        samples: Inputs that take turns.
+        threads: Threads per operator.
+        rounds: Number of rounds.
+    """
+    settings = SessionSettings(threads=threads)
+    with ExitStack() as stack:
+        sessions = [
+            stack.enter_context(session_opener(runtime)(path, settings=settings))
+            for path, runtime in engines
+        ]
+        times = interleave(sessions, samples, rounds=rounds)
+    return tuple(
+        BenchRecord(
+            engine=str(path),
+            threads=threads,
+            latency_ms=median_interval(times[:, index]),
+            p95_ms=float(np.quantile(times[:, index], 0.95)),
+            rounds=rounds,
+            speedup=median_interval(times[:, 0] / times[:, index]) if index else None,
+        )
+        for index, (path, _) in enumerate(engines)
+    )
