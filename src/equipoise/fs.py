@@ -187,7 +187,8 @@ def _swap_directory(staging: Path, path: Path) -> None:
     except OSError:
         os.rename(old, path)
         raise
-    remove(old.parent)
+    finally:
+        remove(old.parent)
 
 
 @contextlib.contextmanager

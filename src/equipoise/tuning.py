@@ -228,6 +228,8 @@ class _Trials:
             reason = "what every other candidate is compared with"
         else:
             verdict, reason = judge(measurement, recipe=recipe, max_drop=self._max_drop)
+            if verdict == "refused" and made.notes:
+                reason = f"{reason}: {made.notes[0]}"
         return Candidate(
             recipe=recipe,
             verdict=verdict,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from equipoise import record
 
@@ -22,7 +22,8 @@ def out() -> Console:
     """Standard output."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    width = None if sys.stdout.isatty() else _FILE_WIDTH
+    return Console(highlight=False, width=width)
 
 
 def err() -> Console:
@@ -35,6 +36,10 @@ def err() -> Console:
 def print_json(value: object) -> None:
     """One JSON document on standard output."""
     sys.stdout.write(record.dumps(value))
+
+
+_FILE_WIDTH: Final = 120
+"""Columns of a table in a file or a pipe, where nothing says how wide the reader's screen is."""
 
 
 @contextmanager

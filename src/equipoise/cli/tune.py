@@ -82,20 +82,26 @@ def command(
         out.print(metric_reports(result))
     for warning in result.warnings:
         out.print(f"warning: {warning}", style="yellow", markup=False)
-    out.print(f"Sweet spot: {summary(result)}\n", markup=False)
-    out.print(f"bundle  {output / 'bundle'}\nreport  {output / 'report.html'}\n", markup=False)
-    out.print("Run it on the device, with numpy and onnxruntime alone:\n")
-    out.print(_snippet(output / "bundle"), markup=False)
+    out.print(f"Sweet spot: {summary(result)}", markup=False)
+    console.print_lines(
+        "",
+        f"bundle  {output / 'bundle'}",
+        f"report  {output / 'report.html'}",
+        "",
+        "Run it on the device, with numpy and onnxruntime alone:",
+        "",
+        *_snippet(output / "bundle"),
+    )
 
 
-def _snippet(bundle: Path) -> str:
+def _snippet(bundle: Path) -> tuple[str, ...]:
     """The three lines of Python that run a bundle."""
     from equipoise.bundle.manifest import read_manifest
 
     inputs = read_manifest(bundle).inputs
     feeds = ", ".join(f'"{spec.name}": {spec.name}' for spec in inputs)
     return (
-        "    import equipoise\n"
-        f'    session = equipoise.load("{bundle}")\n'
-        f"    outputs = session.run({{{feeds}}})\n"
+        "    import equipoise",
+        f'    session = equipoise.load("{bundle}")',
+        f"    outputs = session.run({{{feeds}}})",
     )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from equipoise.measure.interval import Interval, median_interval
-from equipoise.measure.latency import interleave
-from equipoise.runtimes.protocol import SessionSettings
-from equipoise.runtimes.registry import session_opener
+from equipoise.measure.latency import time_engines
 from equipoise.spec import Array
 
 
@@ -52,13 +49,7 @@ def bench(
         threads: Threads per operator.
         rounds: Number of rounds.
     """
-    settings = SessionSettings(threads=threads)
-    with ExitStack() as stack:
-        sessions = [
-            stack.enter_context(session_opener(runtime)(path, settings=settings))
-            for path, runtime in engines
-        ]
-        times = interleave(sessions, samples, rounds=rounds)
+    times = time_engines(engines, samples, threads=threads, rounds=rounds)
     return tuple(
         BenchRecord(
             engine=str(path),

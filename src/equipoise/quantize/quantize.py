@@ -101,6 +101,9 @@ def _static(
         activation=config.activation,
         float_nodes=tuple(node.name for node in float_nodes),
     )
+    if scheme.guarded:
+        # Float products and tables still gain from int8 weights: ONNX Runtime has kernels for both.
+        quantize_weights(quantized, operators=frozenset({"MatMul", "Gather"}))
     notes = _guard_notes(float_nodes) if scheme.guarded else _collapse_notes(ranges)
     return quantized, float_nodes, notes
 

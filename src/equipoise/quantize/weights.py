@@ -12,19 +12,26 @@ from equipoise.spec import Array
 _MINIMUM_VALUES: Final = 256
 """Below this a scale per channel and one more node cost more bytes than they save."""
 
+WEIGHTED: Final = frozenset({"MatMul", "Gemm", "Attention", "Conv", "ConvTranspose", "Gather"})
+"""Operators with weights that can be stored as int8."""
+
 _LAST_AXIS: Final = "equipoise.last_axis"
 
 _CHANNEL_AXIS: Final = {"Conv": 0, "ConvTranspose": 1, "Gather": 0}
 """Operator -> axis of its weight with one scale each; products take the last axis."""
 
 
-def quantize_weights(model: Any) -> int:
+def quantize_weights(model: Any, *, operators: frozenset[str] = WEIGHTED) -> int:
     """Replace the float weights of ``model`` by int8 and scales, in place.
 
     Symmetric, per channel: ``scale = max|w| / 127``, ``q = round(w / scale)``. A weight of a
     product goes through DequantizeLinear, which runtimes fold or fuse. An embedding table is
     gathered in int8 first: dequantising the whole table for every inference would cost more than
     the model.
+
+    Args:
+        model: ``onnx.ModelProto``.
+        operators: Operator types whose weights are replaced.
 
     Returns:
         The number of weights replaced.
@@ -33,7 +40,7 @@ def quantize_weights(model: Any) -> int:
     replaced = 0
     for name, readers in onnxio.consumers(model).items():
         axis = _axis(readers, name, constants.get(name))
-        if axis is None:
+        if axis is None or readers[0].op_type not in operators:
             continue
         _store_int8(model, constants[name], axis=axis)
         if readers[0].op_type == "Gather":

@@ -28,7 +28,7 @@ def candidates_table(result: TuneResult) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_lines=False)
     found = rows(result)
     for title in _columns(found[0], metric=result.metric):
-        table.add_column(title, no_wrap=not title.startswith("verdict"))
+        table.add_column(title, no_wrap=not title.startswith("verdict"), overflow="fold")
     for row, candidate in zip(found, result.candidates, strict=True):
         style = "bold green" if row.chosen else _STYLES[candidate.verdict]
         cells = _columns(row, metric=result.metric).values()
