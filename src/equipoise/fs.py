@@ -180,15 +180,16 @@ def _swap_directory(staging: Path, path: Path) -> None:
     if not path.exists():
         os.rename(staging, path)
         return
-    old = Path(tempfile.mkdtemp(prefix=".equipoise-old-", dir=path.parent)) / path.name
-    os.rename(path, old)
+    holder = Path(tempfile.mkdtemp(prefix=".equipoise-old-", dir=path.parent))
     try:
+        os.rename(path, holder / path.name)
         os.rename(staging, path)
     except OSError:
-        os.rename(old, path)
+        if not path.exists():
+            os.rename(holder / path.name, path)
+        holder.rmdir()
         raise
-    finally:
-        remove(old.parent)
+    remove(holder)
 
 
 @contextlib.contextmanager

@@ -116,7 +116,7 @@ def _forward(reader: int, on_progress: Callable[[int, int], None]) -> None:
 
 
 def _read_result(folder: Path, *, function: str, code: int) -> str:
-    if code == 0:
+    if code == 0 and (folder / "result.json").exists():
         return (folder / "result.json").read_text(encoding="utf-8")
     if (folder / "error.json").exists():
         text = (folder / "error.json").read_text(encoding="utf-8")

@@ -202,10 +202,10 @@ class _Trials:
         self._pipeline = pipeline
         self._max_drop = max_drop
         self.metric: Metric = get_metric(pipeline.job.metric, labels=pipeline.data.record.labels)
+        self._baseline = self._engine(pipeline.float_model, label=BASELINE)
         reference = pipeline.evaluate(None, label=pipeline.reference.record.by)
         self.reference = read_statistics(reference.files)
         self.reference_report = reference.record.report
-        self._baseline = self._engine(pipeline.float_model, label=BASELINE)
 
     def attempt(self, recipe: Recipe) -> Candidate:
         """Try a recipe. What goes wrong in it is its verdict, not the end of the run."""

@@ -104,7 +104,9 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(*titles)
+    made = Table()
+    for title in titles:
+        made.add_column(title, overflow="fold")
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     return made

@@ -70,11 +70,11 @@ def main() -> None:
         if error.code == _TERMINATED:
             _say("stopped by SIGTERM", hint="The same command goes on where it was.")
         raise
-    except Exception as error:  # noqa: BLE001 - the last place before a traceback
-        sys.exit(_report(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # typer turns the one into the other
         _say("stopped", hint="The same command goes on where it was.")
         sys.exit(InterruptedRunError.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last place before a traceback
+        sys.exit(_report(error))
 
 
 def _report(error: Exception) -> int:
