@@ -27,7 +27,7 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "targets": targets.command,
 }
 
-_TERMINATED: Final = 143
+_SIGNAL_BASE: Final = 128
 _INTERNAL: Final = 1
 
 app = typer.Typer(
@@ -57,24 +57,24 @@ def _group(
     """Turn a trained model into the smallest, fastest engine that is still accurate enough."""
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(_TERMINATED)
+def _stop(number: int, _frame: FrameType | None) -> None:
+    error = InterruptedRunError(
+        f"stopped by {signal.Signals(number).name}", hint="The same command goes on where it was."
+    )
+    error.exit_code = _SIGNAL_BASE + number
+    raise error
 
 
 def main() -> None:
     """The console entry point."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
     try:
-        app(standalone_mode=False)
-    except SystemExit as error:
-        if error.code == _TERMINATED:
-            _say("stopped by SIGTERM", hint="The same command goes on where it was.")
-        raise
-    except (KeyboardInterrupt, typer.Abort):  # typer turns the one into the other
-        _say("stopped", hint="The same command goes on where it was.")
-        sys.exit(InterruptedRunError.exit_code)
+        code = app(standalone_mode=False)
     except Exception as error:  # noqa: BLE001 - the last place before a traceback
-        sys.exit(_report(error))
+        code = _report(error)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _report(error: Exception) -> int:
