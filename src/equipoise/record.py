@@ -119,9 +119,13 @@ def _scalar(kind: Any, data: Json, *, path: str) -> Any:
         _require(isinstance(data, str), str, data, path)
         return Path(str(data))
     if kind is float and isinstance(data, int | float) and not isinstance(data, bool):
-        if not math.isfinite(data):
-            raise ValueError(f"{path}: {data} is not finite")
-        return float(data)
+        try:
+            number = float(data)
+        except OverflowError:  # an integer beyond the largest float
+            number = math.inf
+        if not math.isfinite(number):
+            raise ValueError(f"{path}: {data!r:.60} is not finite")
+        return number
     if kind in (type(None), None):
         _require(data is None, type(None), data, path)
         return None

@@ -66,6 +66,7 @@ class StageResult(Generic[R]):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Entry:
     record: str
+    record_sha256: str
     sha256: dict[str, str]
 
 
@@ -136,9 +137,9 @@ class StageRunner:
             entry = _read_entry(place)
             if tree_sha256(place / "files") != entry.sha256:
                 return None
+            kept = record.loads(stage.record, entry.record, where=str(place), error=IntegrityError)
         except IntegrityError:
             return None
-        kept = record.loads(stage.record, entry.record, where=str(place), error=IntegrityError)
         return StageResult(record=kept, files=place / "files", cached=True)
 
     def _make(self, stage: Stage[R], config: object, *, place: Path) -> StageResult[R]:
@@ -151,14 +152,23 @@ class StageRunner:
                 on_progress=self._observer.advanced,
                 time_limit_s=self._time_limit_s,
             )
-            fs.write_json(staging / "record.json", _Entry(record=text, sha256=tree_sha256(files)))
+            entry = _Entry(record=text, record_sha256=_text_sha256(text), sha256=tree_sha256(files))
+            fs.write_json(staging / "record.json", entry)
         made = record.loads(stage.record, text, where=stage.name, error=IntegrityError)
         return StageResult(record=made, files=place / "files", cached=False)
 
 
 def _read_entry(place: Path) -> _Entry:
+    """What stands in ``place``. Raises IntegrityError when that is not what was written."""
     text = fs.read_text(place / "record.json", error=IntegrityError)
-    return record.loads(_Entry, text, where=str(place / "record.json"), error=IntegrityError)
+    entry = record.loads(_Entry, text, where=str(place / "record.json"), error=IntegrityError)
+    if _text_sha256(entry.record) != entry.record_sha256:
+        raise IntegrityError(f"{place / 'record.json'} is not what its hash says")
+    return entry
+
+
+def _text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

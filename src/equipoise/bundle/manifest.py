@@ -121,10 +121,9 @@ def verify(directory: Path, manifest: Manifest) -> None:
 
 def _files(directory: Path) -> list[Path]:
     found = []
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            path = Path(folder, name)
+    for folder, folders, names in os.walk(directory):
+        for path in (Path(folder, name) for name in (*folders, *names)):
             if path.is_symlink():
                 raise IntegrityError(f"{directory}: {path.relative_to(directory)} is a link")
-            found.append(path)
+        found += [Path(folder, name) for name in names]
     return found

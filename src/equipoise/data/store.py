@@ -105,7 +105,8 @@ class Rows:
 
     def __init__(self, directory: Path) -> None:
         text = fs.read_text(directory / "rows.json", error=DataError)
-        self.header = record.loads(RowsHeader, text, where=str(directory / "rows.json"))
+        where = str(directory / "rows.json")
+        self.header = record.loads(RowsHeader, text, where=where, error=DataError)
         self._shapes = [
             np.load(directory / f"{i}.shapes.npy") for i in range(len(self.header.columns))
         ]

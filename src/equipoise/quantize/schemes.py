@@ -17,7 +17,7 @@ class DynamicInt8:
 
     kind: Literal["dynamic"] = "dynamic"
     reduce_range: bool = False
-    operators: tuple[str, ...] = ("MatMul", "Gemm", "Gather", "Attention")
+    operators: tuple[str, ...] = ("MatMul", "Gemm", "Conv", "Gather", "Attention")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,8 @@ def pareto_plot(result: TuneResult) -> str:
     )
     figure.update_xaxes(gridcolor="rgba(128,128,128,.2)", zeroline=False)
     figure.update_yaxes(gridcolor="rgba(128,128,128,.2)", zeroline=False)
-    return str(figure.to_html(full_html=False, include_plotlyjs=True, config={"responsive": True}))
+    config = {"responsive": True, "displayModeBar": False}
+    return str(figure.to_html(full_html=False, include_plotlyjs=True, config=config))
 
 
 def _front(go: Any, points: list[Candidate]) -> Any:
