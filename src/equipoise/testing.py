@@ -100,7 +100,7 @@ class Subject:
         settings = SessionSettings()
         return builder(self.runtime).build(model, output, settings=settings), output
 
-    def open(self, engine: Path | None = None) -> Session:
+    def session(self, engine: Path | None = None) -> Session:
         """Open ``engine``, or one built for the purpose."""
         if engine is None:
             made, output = self.build()
@@ -251,7 +251,7 @@ def _refuses_a_model_that_is_none(subject: Subject) -> None:
 
 @_case()
 def _has_the_specs_of_the_model(subject: Subject) -> None:
-    with subject.open() as session:
+    with subject.session() as session:
         for found, expected in ((session.inputs, _INPUTS), (session.outputs, _OUTPUTS)):
             forms = [_form(spec) for spec in found]
             wanted = [_form(spec) for spec in expected]
@@ -265,14 +265,14 @@ def _form(spec: TensorSpec) -> tuple[str, str, tuple[int | None, ...]]:
 
 @_case()
 def _gives_arrays_of_the_right_form_at_two_batch_sizes(subject: Subject) -> None:
-    with subject.open() as session:
+    with subject.session() as session:
         for batch in (*BATCHES, BATCHES[0]):
             _expect_form(session.run(sample_feeds(batch)), batch=batch)
 
 
 @_case(computes=True)
 def _agrees_with_numpy_at_two_batch_sizes(subject: Subject) -> None:
-    with subject.open() as session:
+    with subject.session() as session:
         for batch in (*BATCHES, BATCHES[0]):
             feeds = sample_feeds(batch)
             _expect_close(session.run(feeds), feeds, what=f"batch {batch}")
@@ -292,14 +292,14 @@ def _takes_arrays_that_are_not_contiguous(subject: Subject) -> None:
     feeds = sample_feeds(3)
     wide = np.repeat(feeds["ids"], 2)
     strided = {"x": np.asfortranarray(feeds["x"]), "ids": wide[::2]}
-    with subject.open() as session:
+    with subject.session() as session:
         _expect_close(session.run(strided), feeds, what="strided inputs")
 
 
 @_case(computes=True)
 def _keeps_earlier_results_and_its_inputs_as_they_were(subject: Subject) -> None:
     first, second = sample_feeds(3), {n: a[::-1].copy() for n, a in sample_feeds(3).items()}
-    with subject.open() as session:
+    with subject.session() as session:
         results = session.run(first)
         session.run(second)
         _expect_close(results, sample_feeds(3), what="results after a second run")
@@ -326,7 +326,7 @@ def _wrong_feeds() -> dict[str, tuple[str, dict[str, Any]]]:
 
 @_case()
 def _refuses_feeds_that_do_not_fit_and_goes_on(subject: Subject) -> None:
-    with subject.open() as session:
+    with subject.session() as session:
         for what, (name, feeds) in _wrong_feeds().items():
             with _Refused(InputError, word=name, what=what):
                 session.run(feeds)
@@ -337,7 +337,7 @@ def _refuses_feeds_that_do_not_fit_and_goes_on(subject: Subject) -> None:
 def _fills_the_buffers_of_the_caller(subject: Subject) -> None:
     feeds = sample_feeds(3)
     buffers = {s.name: np.full((3, 3), 7.0, dtype=s.dtype) for s in _OUTPUTS}
-    with subject.open() as session:
+    with subject.session() as session:
         plain = session.run(feeds)
         filled = session.run(feeds, out=buffers)
         one = session.run(feeds, out={"y": buffers["y"]})
@@ -356,7 +356,7 @@ def _refuses_buffers_that_do_not_fit(subject: Subject) -> None:
         "a buffer of a wrong shape": ("y", {"y": np.zeros((1, 3), dtype=np.float32)}),
         "a buffer of a wrong dtype": ("rows", {"rows": np.zeros((3, 3))}),
     }
-    with subject.open() as session:
+    with subject.session() as session:
         for what, (name, buffers) in wrong.items():
             with _Refused(InputError, word=repr(name), what=what):
                 session.run(sample_feeds(3), out=buffers)
@@ -364,7 +364,7 @@ def _refuses_buffers_that_do_not_fit(subject: Subject) -> None:
 
 @_case()
 def _refuses_to_run_once_closed(subject: Subject) -> None:
-    session = subject.open()
+    session = subject.session()
     session.close()
     session.close()
     with _Refused(UsageError, word="closed", what="a run after close"):
@@ -373,7 +373,7 @@ def _refuses_to_run_once_closed(subject: Subject) -> None:
 
 @_case()
 def _closes_at_the_end_of_a_with_block(subject: Subject) -> None:
-    with subject.open() as session:
+    with subject.session() as session:
         session.run(sample_feeds(1))
     with _Refused(UsageError, word="closed", what="a run after the with block"):
         session.run(sample_feeds(1))
@@ -382,8 +382,8 @@ def _closes_at_the_end_of_a_with_block(subject: Subject) -> None:
 @_case()
 def _opens_an_engine_twice(subject: Subject) -> None:
     made, output = subject.build()
-    with subject.open(output / made.file) as kept:
-        subject.open(output / made.file).close()
+    with subject.session(output / made.file) as kept:
+        subject.session(output / made.file).close()
         _expect_form(kept.run(sample_feeds(1)), batch=1)
 
 
@@ -396,7 +396,7 @@ def _refuses_an_engine_that_is_broken(subject: Subject) -> None:
     for what, content in broken.items():
         fs.write_bytes(engine, content)
         with _Refused(InputError, word=made.file, what=what or "an empty engine"):
-            subject.open(engine)
+            subject.session(engine)
     fs.remove(engine)
     with _Refused(InputError, word=made.file, what="a missing engine"):
-        subject.open(engine)
+        subject.session(engine)

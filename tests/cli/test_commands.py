@@ -122,7 +122,7 @@ def test_interrupt_exits_with_130_and_says_how_to_go_on(workbench, tmp_path: Pat
         stderr=subprocess.PIPE,
         text=True,
         # A shell in the background hands down an ignored SIGINT, which Python respects.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
     while not list((tmp_path / "cache").glob("*/*/record.json")):
         assert child.poll() is None
