@@ -7,6 +7,7 @@ gives the numbers of PyTorch, at batch 1 and at another batch, is kept. No parit
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _PARITY_SAMPLES: Final = 16
 _PARITY_BATCH: Final = 3
 _TRACE_BATCH: Final = 2
 _REASON_LENGTH: Final = 300
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ def _first_that_agrees(
             return found
     raise type(failure or SourceError(""))(
         f"{config.source.name} could not be exported. " + " | ".join(notes),
-        hint="Nothing was written. The first line of each exporter's own message is above.",
+        hint="Nothing was written.",
     )
 
 
@@ -142,6 +144,7 @@ def _prove_with(
     model: NamedModule, singles: tuple[dict[str, Array], ...], batch: dict[str, Array] | None
 ) -> _Proof:
     expected = tuple(model.run(feeds) for feeds in singles)
+    _require_repeatable(model, singles[0], expected[0])
     for index, outputs in enumerate(expected):
         require_finite(outputs, sample=index, what="PyTorch")
     double = NamedModule(
@@ -155,6 +158,18 @@ def _prove_with(
         expected_batch=model.run(batch) if batch else None,
         tolerances=tolerances(expected, exact),
     )
+
+
+def _require_repeatable(
+    model: NamedModule, feeds: dict[str, Array], first: dict[str, Array]
+) -> None:
+    """A model that draws random numbers has no right answer to be equal to."""
+    for name, again in model.run(feeds).items():
+        if not np.allclose(again, first[name], rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise ParityError(
+                f"output {name!r} of the source differs between two runs on the same sample",
+                hint="Turn off dropout and random numbers in forward.",
+            )
 
 
 def _verified(path: Path, proof: _Proof, *, exporter: str, notes: Sequence[str]) -> ExportRecord:
@@ -204,7 +219,15 @@ def _export_with(
     except EquipoiseError:
         raise
     except Exception as error:  # an exporter may raise anything that PyTorch can
-        raise SourceError(f"{type(error).__name__}: {error}") from error
+        raise SourceError(_root_cause(error)) from error
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line of the innermost cause: exporters wrap it in advice about themselves."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first = _COLOUR.sub("", str(error)).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"
 
 
 def _doubled(feeds: dict[str, Array]) -> dict[str, Array]:
