@@ -2,8 +2,9 @@
 
     python benchmarks/calibration.py --model FILE.onnx --samples ROWS --output RECORD.json
 
-ROWS is a directory of inputs as the data stage writes them (``<cache>/data/<key>/files/calibration``
-or ``evaluation``). Each calibrator runs in a process of its own, in turn, on the same first N rows.
+ROWS is a directory of inputs as the data stage writes them: ``calibration`` or ``evaluation`` below
+``<cache>/data/<key>/files``. Each calibrator runs in a process of its own, in turn, on the same
+first N rows.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def main() -> None:
     for count in COUNTS:
         for kind in CALIBRATORS:
             runs.append(measure(kind, options.model, options.samples, count))
-            print(record.dumps(runs[-1]), flush=True)  # noqa: T201
+            print(record.dumps(runs[-1]), flush=True)
     found = Record(
         model=f"{options.model.name}, {options.model.stat().st_size} bytes",
         machine=detect_machine(),

@@ -44,7 +44,7 @@ def test_require_gives_the_module() -> None:
     assert extras.require("json.decoder").__name__ == "json.decoder"
 
 
-@pytest.mark.parametrize(("module", "extra"), [("seqeval", "tune"), ("timm.models", "vision")])
+@pytest.mark.parametrize(("module", "extra"), [("seqeval", "tune"), ("PIL.Image", "vision")])
 def test_a_missing_package_is_an_error_with_the_line_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, module: str, extra: str
 ) -> None:

@@ -24,7 +24,6 @@ EXTRA_OF: Final[dict[str, str]] = {
     "torch": "torch",
     "safetensors": "torch",
     "transformers": "transformers",
-    "timm": "vision",
     "PIL": "vision",
     "openvino": "openvino",
     "tensorrt_rtx": "tensorrt",

@@ -8,7 +8,7 @@ source ── export ──> model ── fuse ── quantize ──> candidate
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -16,8 +16,10 @@ from typing import Final
 from equipoise import record
 from equipoise.data.config import DataConfig
 from equipoise.data.prepare import DataRecord
+from equipoise.errors import RecipeError
 from equipoise.export.export import ExportConfig, ExportRecord
 from equipoise.export.reference import ReferenceConfig, ReferenceRecord
+from equipoise.export.signature import SignatureConfig, SignatureRecord
 from equipoise.export.source import Source
 from equipoise.graph.fuse import FuseConfig, FuseRecord
 from equipoise.measure.evaluate import EvaluateConfig, EvaluateRecord
@@ -43,6 +45,12 @@ PREPARE = Stage(
     function="equipoise.data.prepare:prepare_data",
     record=DataRecord,
     packages=("numpy", "tokenizers", "scikit-learn"),
+)
+SIGNATURE = Stage(
+    name="signature",
+    function="equipoise.export.signature:read_signature",
+    record=SignatureRecord,
+    packages=_TORCH,
 )
 EXPORT = Stage(
     name="export",
@@ -141,7 +149,12 @@ class Pipeline:
     @cached_property
     def data(self) -> StageResult[DataRecord]:
         """Calibration and evaluation samples on disk."""
-        return self._runner.run(PREPARE, self.job.data, label="prepare data")
+        data = self.job.data
+        if data.tokenizer is not None:
+            config = SignatureConfig(source=self.job.source)
+            found = self._runner.run(SIGNATURE, config, label="read the signature")
+            data = replace(data, accepted=found.record.names)
+        return self._runner.run(PREPARE, data, label="prepare data")
 
     @cached_property
     def exported(self) -> StageResult[ExportRecord]:
@@ -195,6 +208,8 @@ class Pipeline:
         notes: tuple[str, ...] = ()
         if recipe.fused:
             fused = self._runner.run(FUSE, FuseConfig(model=model), label=f"{recipe.name}: fuse")
+            if not fused.record.fusions:
+                raise RecipeError("the graph has no transformer block to fuse")
             model, notes = fused.files / MODEL_FILE, _fusion_notes(fused.record)
         if recipe.quantization is None:
             return Made(model=model, notes=notes)

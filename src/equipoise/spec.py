@@ -80,15 +80,15 @@ def _check_names(feeds: Feeds, names: Iterable[str]) -> None:
 
 
 def _check_dimensions(array: Array, spec: TensorSpec, sizes: dict[str, tuple[int, str]]) -> None:
-    for size, dim in zip(array.shape, spec.shape, strict=True):
+    for axis, (size, dim) in enumerate(zip(array.shape, spec.shape, strict=True)):
         if isinstance(dim, int):
-            allowed, source = dim, "the model"
+            allowed, why = dim, f"axis {axis} has to be {dim}"
         else:
-            allowed, source = sizes.setdefault(dim, (size, f"input {spec.name!r}"))
+            allowed, source = sizes.setdefault(dim, (size, spec.name))
+            why = f"{dim!r} is {allowed} in input {source!r}"
         if size != allowed:
             raise InputError(
-                f"input {spec.name!r} is {describe(array)}; the model takes {spec},"
-                f" and dimension {dim!r} is {allowed} in {source}"
+                f"input {spec.name!r} is {describe(array)}; the model takes {spec}, and {why}"
             )
 
 

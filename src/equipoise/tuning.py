@@ -218,7 +218,7 @@ class _Trials:
         except EquipoiseError as error:
             if recipe.name == BASELINE:
                 raise
-            return Candidate(recipe=recipe, verdict="failed", reason=error.message)
+            return Candidate(recipe=recipe, verdict="failed", reason=_briefly(error))
 
     def _try(self, recipe: Recipe) -> Candidate:
         made = self._pipeline.make(recipe)
@@ -263,6 +263,12 @@ class _Trials:
             kernels=built.record.kernels,
         )
         return measurement, evaluated.record.report, built.record.notes
+
+
+def _briefly(error: EquipoiseError) -> str:
+    """The first and the last line of a message: a backend's last words can be a whole traceback."""
+    lines = [line.strip() for line in error.message.splitlines() if line.strip()]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
 
 
 def _power_warning(trials: _Trials, config: TuneConfig) -> tuple[str, ...]:

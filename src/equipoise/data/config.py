@@ -21,6 +21,8 @@ class DataConfig:
         samples: Evaluate on the first so many samples only.
         calibration_samples: Number of calibration samples.
         max_length: Most tokens per text.
+        accepted: Inputs that the model takes; empty when that is not known. Token types that it
+            does not take are left out.
         seed: Of the split.
     """
 
@@ -34,4 +36,5 @@ class DataConfig:
     samples: int | None = None
     calibration_samples: int = 128
     max_length: int = 512
+    accepted: tuple[str, ...] = ()
     seed: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -12,12 +12,12 @@ import numpy as np
 from equipoise.data.config import DataConfig
 from equipoise.data.readers.base import Sample, read
 from equipoise.data.store import Rows, write_rows
+from equipoise.data.text import OPTIONAL_INPUTS, TEXT_INPUTS
 from equipoise.errors import DataError
 from equipoise.spec import Array, TensorSpec, describe
 
 _FEW: Final = 32
 _LARGEST_CALIBRATION_SHARE: Final = 3
-_TEXT_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ def prepare_data(config: DataConfig, *, output: Path) -> DataRecord:
         calibration, evaluation = found.calibration, found.evaluation
     else:
         calibration, evaluation = _set_aside(found.evaluation, config)
-    calibration = _drawn(calibration, config)
-    evaluation = evaluation[: config.samples]
+    calibration = _without_extras(_drawn(calibration, config), config)
+    evaluation = _without_extras(evaluation[: config.samples], config)
     _check_alike(calibration, evaluation)
     _check_finite(calibration, "calibration")
     _check_finite(evaluation, "evaluation")
@@ -69,6 +69,16 @@ def prepare_data(config: DataConfig, *, output: Path) -> DataRecord:
         evaluation_samples=len(evaluation),
         warnings=(*found.warnings, *_warnings(calibration)),
     )
+
+
+def _without_extras(samples: Sequence[Sample], config: DataConfig) -> Sequence[Sample]:
+    """The samples without the text inputs that the model does not take."""
+    if not config.accepted:
+        return samples
+    dropped = set(OPTIONAL_INPUTS) - set(config.accepted)
+    return [
+        replace(s, feeds={n: a for n, a in s.feeds.items() if n not in dropped}) for s in samples
+    ]
 
 
 def _set_aside(
@@ -151,7 +161,7 @@ def input_specs(rows: Rows) -> tuple[TensorSpec, ...]:
         shape: list[int | str] = ["batch"]
         for axis in range(1, column.rank):
             sizes = tuple(shapes[:, axis].tolist())
-            text = column.name in _TEXT_INPUTS and axis == 1
+            text = column.name in TEXT_INPUTS and axis == 1
             if text or len(set(sizes)) > 1:
                 name = "sequence" if text else f"{column.name}_dim{axis}"
                 shape.append(named.setdefault(sizes, name))

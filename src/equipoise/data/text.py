@@ -16,6 +16,13 @@ IGNORED: Final = -100
 """Label of tokens that do not count: special tokens and all but the first piece of a word."""
 
 
+TEXT_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
+"""What a text becomes, each int64 [1, tokens]."""
+
+OPTIONAL_INPUTS: Final = ("attention_mask", "token_type_ids")
+"""Inputs that some models do not take; with one text and no padding they say nothing."""
+
+
 class TextEncoder:
     """Encodes text as ``input_ids``, ``attention_mask`` and ``token_type_ids``, int64 [1, n].
 

@@ -8,14 +8,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from equipoise import extras
 from equipoise.errors import SourceError
 from equipoise.export.source import Source
-from equipoise.spec import Array
+from equipoise.spec import Array, describe
 
 _AUTO_CLASSES = {
     "token-classification": "AutoModelForTokenClassification",
@@ -30,21 +30,36 @@ def load_module(source: Source) -> Any:
         SourceError: The factory or the weights do not fit.
         MissingExtraError: PyTorch or transformers is not installed.
     """
-    module = _transformers(source) if source.kind == "transformers" else _factory(source)
+    if source.kind == "transformers":
+        module = _from_transformers(source, "from_pretrained")
+    else:
+        module = _call_factory(source)
+        if source.weights is not None:
+            _load_weights(module, source.weights)
     return module.float().eval()
 
 
-def _transformers(source: Source) -> Any:
+def build_module(source: Source) -> Any:
+    """Build the ``torch.nn.Module`` of ``source`` without its weights. Raises as above."""
+    if source.kind == "transformers":
+        return _from_transformers(source, "from_config")
+    return _call_factory(source)
+
+
+def _from_transformers(source: Source, method: Literal["from_pretrained", "from_config"]) -> Any:
     os.environ["HF_HUB_OFFLINE"] = "1"  # a local directory needs no network, and gets none
     transformers = extras.require("transformers")
     auto = getattr(transformers, _AUTO_CLASSES[source.task])
     try:
+        if method == "from_config":
+            config = transformers.AutoConfig.from_pretrained(source.path, local_files_only=True)
+            return auto.from_config(config)
         return auto.from_pretrained(source.path, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise SourceError(f"transformers cannot read {source.path}: {error}") from error
 
 
-def _factory(source: Source) -> Any:
+def _call_factory(source: Source) -> Any:
     torch = extras.require("torch")
     name, _, function = source.factory.partition(":")
     try:
@@ -53,8 +68,6 @@ def _factory(source: Source) -> Any:
         raise SourceError(f"{source.name}: cannot call {function} of {name}: {error}") from error
     if not isinstance(module, torch.nn.Module):
         raise SourceError(f"{source.name} returned {type(module).__name__}, not a torch.nn.Module")
-    if source.weights is not None:
-        _load_weights(module, source.weights)
     return module
 
 
@@ -82,14 +95,15 @@ class NamedModule:
     def __init__(self, module: Any, *, names: Sequence[str], source: str) -> None:
         self.module = module
         self.names = tuple(names)
-        self._by_keyword = self._takes_keywords(source)
+        self._source = source
+        self._by_keyword = self._takes_keywords()
 
-    def _takes_keywords(self, source: str) -> bool:
+    def _takes_keywords(self) -> bool:
         parameters = inspect.signature(self.module.forward).parameters
         unknown = [name for name in self.names if name not in parameters]
         if unknown and len(self.names) > 1:
             raise SourceError(
-                f"{source}: the data has inputs {list(self.names)}, but forward takes"
+                f"{self._source}: the data has inputs {list(self.names)}, but forward takes"
                 f" {list(parameters)}",
                 hint="Rename the arrays in the data to the parameters of forward.",
             )
@@ -105,8 +119,16 @@ class NamedModule:
         """Run on arrays; ``double`` feeds float inputs as float64 to a float64 module."""
         torch = extras.require("torch")
         tensors = [torch.from_numpy(_cast(feeds[name], double=double)) for name in self.names]
-        with torch.inference_mode():
-            return {name: value.numpy() for name, value in self.call(tensors).items()}
+        try:
+            with torch.inference_mode():
+                return {name: value.numpy() for name, value in self.call(tensors).items()}
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            given = ", ".join(f"{name} {describe(feeds[name])}" for name in self.names)
+            first = str(error).strip().partition("\n")[0]
+            raise SourceError(
+                f"{self._source}: forward failed on {given}: {first}",
+                hint="The data must have the names, shapes and dtypes that forward takes.",
+            ) from error
 
 
 def _cast(array: Array, *, double: bool) -> Array:

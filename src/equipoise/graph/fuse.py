@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from equipoise import extras, onnxio
-from equipoise.errors import RecipeError, SourceError
+from equipoise.errors import SourceError
 
 MODEL_FILE: Final = "model.onnx"
 
@@ -25,7 +25,7 @@ class FuseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FuseRecord:
-    """Attributes: fusions: Fusion -> how often it was made."""
+    """Attributes: fusions: Fusion -> how often it was made; empty when there is nothing to fuse."""
 
     fusions: dict[str, int]
 
@@ -35,7 +35,6 @@ def fuse(config: FuseConfig, *, output: Path) -> FuseRecord:
 
     Raises:
         SourceError: The model is no ONNX file, or the rewriter cannot take it.
-        RecipeError: There is nothing to fuse.
     """
     onnxio.load_model(config.model)
     ir: Any = extras.require("onnx_ir")
@@ -45,7 +44,6 @@ def fuse(config: FuseConfig, *, output: Path) -> FuseRecord:
     except Exception as error:  # a rewriter may raise anything on a graph it does not know
         raise SourceError(f"{config.model}: the fusions failed: {error}") from error
     made = {name: int(count) for name, count in counts.items() if count}
-    if not made:
-        raise RecipeError("the graph has no transformer block to fuse")
-    onnxio.save_model(ir.to_proto(model), output / MODEL_FILE)
+    if made:
+        onnxio.save_model(ir.to_proto(model), output / MODEL_FILE)
     return FuseRecord(fusions=made)
