@@ -21,7 +21,7 @@ from equipoise.stages import versions_of
 from equipoise.targets.machine import Machine, detect_machine
 
 CALIBRATORS = ("equipoise", "ort-minmax", "ort-percentile")
-COUNTS = (32, 128, 512)
+COUNTS = (32, 128, 512, 2048)
 TIME_LIMIT_S = 600
 
 

@@ -14,6 +14,7 @@ from equipoise.errors import SourceError
 from equipoise.spec import TensorSpec
 
 _SINGLE_FILE_LIMIT_BYTES: Final = 1_800_000_000
+_SHAPE_TENSOR_BYTES: Final = 4096
 
 
 def load_model(path: Path) -> Any:
@@ -78,6 +79,27 @@ def consumers(model: Any) -> dict[str, list[Any]]:
         for name in dict.fromkeys(node.input):
             readers.setdefault(name, []).append(node)
     return readers
+
+
+def value_types(model: Any) -> dict[str, int]:
+    """Name -> element type of the inputs, outputs and intermediate values of the main graph.
+
+    Inferred on a copy without the large weights: inference needs their shapes alone, and copying
+    them thrice is most of the memory of a small job.
+    """
+    onnx = extras.require("onnx")
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    for part in ("node", "input", "output", "value_info"):
+        getattr(light.graph, part).extend(getattr(model.graph, part))
+    for tensor in model.graph.initializer:
+        small = tensor.ByteSize() < _SHAPE_TENSOR_BYTES
+        copied = {"name": tensor.name, "data_type": tensor.data_type, "dims": tensor.dims}
+        light.graph.initializer.append(tensor if small else onnx.TensorProto(**copied))
+    inferred = onnx.shape_inference.infer_shapes(light).graph
+    values = [*inferred.input, *inferred.value_info, *inferred.output]
+    return {value.name: value.type.tensor_type.elem_type for value in values}
 
 
 def opset_of(model: Any) -> int:

@@ -107,13 +107,20 @@ class _Running:
         self.square_sum, self.count, self.non_finite = 0.0, 0, 0
 
     def add(self, values: Array) -> None:
-        finite = values[np.isfinite(values)]
-        self.non_finite += values.size - finite.size
-        if finite.size:
-            self.low = min(self.low, float(finite.min()))
-            self.high = max(self.high, float(finite.max()))
-            self.square_sum += float(np.square(finite, dtype=np.float64).sum())
-            self.count += finite.size
+        """Add the values of one sample; a minimum and a maximum that are finite vouch for all."""
+        if not values.size:
+            return
+        flat = values.ravel()
+        low, high = float(flat.min()), float(flat.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            finite = flat[np.isfinite(flat)]
+            self.non_finite += flat.size - finite.size
+            if finite.size:
+                self.add(finite)
+            return
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.square_sum += _square_sum(flat)
+        self.count += flat.size
 
     def range(self) -> TensorRange:
         seen = self.count > 0
@@ -126,6 +133,13 @@ class _Running:
         )
 
 
+def _square_sum(flat: Array) -> float:
+    """Sum of squares; in float64 only where float32 overflows, as at mask constants."""
+    with np.errstate(over="ignore"):
+        fast = float(np.dot(flat, flat))
+    return fast if math.isfinite(fast) else float(np.square(flat, dtype=np.float64).sum())
+
+
 def calibrate(config: CalibrateConfig, *, output: Path) -> CalibrateRecord:
     """Run the model on the samples and write the range of every float activation.
 
@@ -135,19 +149,17 @@ def calibrate(config: CalibrateConfig, *, output: Path) -> CalibrateRecord:
         InputError: The samples do not fit the model.
     """
     rows = Rows(config.samples)
-    model = onnxio.load_model(config.model)
-    floats = float_activations(model)
-    running = {name: _Running() for name in floats}
     settings = SessionSettings(threads=config.threads)
     with fs.scratch_directory() as folder:
-        augmented = folder / "augmented.onnx"
-        onnxio.save_model(_with_outputs(model, floats), augmented)
-        with session_opener("onnxruntime")(augmented, settings=settings) as session:
+        names = _save_with_outputs(config.model, folder / "augmented.onnx")
+        running = {name: _Running() for name in names}
+        open_session = session_opener("onnxruntime")
+        with open_session(folder / "augmented.onnx", settings=settings) as session:
             for feeds in progress.track(rows, total=len(rows)):
                 _add(running, {**feeds, **session.run(feeds)})
     ranges = Ranges(tensors={n: r.range() for n, r in running.items()}, samples=len(rows))
     fs.write_json(output / _FILE, ranges)
-    return CalibrateRecord(samples=len(rows), tensors=len(floats))
+    return CalibrateRecord(samples=len(rows), tensors=len(names))
 
 
 def _add(running: Mapping[str, _Running], arrays: Mapping[str, Array]) -> None:
@@ -155,27 +167,29 @@ def _add(running: Mapping[str, _Running], arrays: Mapping[str, Array]) -> None:
         statistics.add(arrays[name])
 
 
+def _save_with_outputs(model: Path, path: Path) -> tuple[str, ...]:
+    """Save ``model`` so that it also gives out its float activations; return their names.
+
+    The weights are freed on return, before a session loads them once more.
+    """
+    onnx = extras.require("onnx")
+    proto = onnxio.load_model(model)
+    names = float_activations(proto)
+    present = {value.name for value in [*proto.graph.input, *proto.graph.output]}
+    proto.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in names
+        if name not in present
+    )
+    onnxio.save_model(proto, path)
+    return names
+
+
 def float_activations(model: Any) -> tuple[str, ...]:
     """Names of the float32 inputs and intermediate values of the main graph."""
-    onnx = extras.require("onnx")
-    inferred = onnx.shape_inference.infer_shapes(model)
-    values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
-    floats = {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    types = onnxio.value_types(model)
     produced = [name for node in model.graph.node for name in node.output if name]
     constants = onnxio.initializers(model)
-    inputs = [v.name for v in model.graph.input if v.name not in constants]
-    return tuple(name for name in [*inputs, *produced] if name in floats)
-
-
-def _with_outputs(model: Any, names: tuple[str, ...]) -> Any:
-    """A copy of ``model`` that also gives out the activations ``names``."""
-    onnx = extras.require("onnx")
-    augmented = onnx.ModelProto()
-    augmented.CopyFrom(model)
-    present = {v.name for v in [*model.graph.input, *model.graph.output]}
-    for name in names:
-        if name not in present:
-            augmented.graph.output.append(
-                onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-            )
-    return augmented
+    inputs = [value.name for value in model.graph.input if value.name not in constants]
+    wanted = extras.require("onnx").TensorProto.FLOAT
+    return tuple(name for name in [*inputs, *produced] if types.get(name) == wanted)

@@ -34,7 +34,7 @@ def pareto_plot(result: TuneResult) -> str:
         annotation_position="bottom right",
     )
     figure.update_layout(
-        xaxis_title="latency, ms per inference",
+        xaxis_title="latency / latency of float32, interleaved",
         yaxis_title=result.metric,
         margin={"l": 64, "r": 24, "t": 16, "b": 56},
         height=460,
@@ -50,9 +50,9 @@ def pareto_plot(result: TuneResult) -> str:
 
 
 def _front(go: Any, points: list[Candidate]) -> Any:
-    front = sorted((c for c in points if c.on_front), key=lambda c: measured(c).latency_ms)
+    front = sorted((c for c in points if c.on_front), key=_latency)
     return go.Scatter(
-        x=[measured(c).latency_ms for c in front],
+        x=[_latency(c) for c in front],
         y=[measured(c).metric.value for c in front],
         mode="lines",
         name="Pareto front",
@@ -65,7 +65,7 @@ def _markers(go: Any, group: list[Candidate], points: list[Candidate], result: T
     largest = max(measured(c).size_bytes for c in points)
     verdict = group[0].verdict
     return go.Scatter(
-        x=[measured(c).latency_ms for c in group],
+        x=[_latency(c) for c in group],
         y=[measured(c).metric.value for c in group],
         mode="markers+text",
         name=verdict,
@@ -83,6 +83,11 @@ def _markers(go: Any, group: list[Candidate], points: list[Candidate], result: T
     )
 
 
+def _latency(candidate: Candidate) -> float:
+    """Latency relative to float: a machine that drifts between two candidates does not show."""
+    return 1 / measured(candidate).speedup.value
+
+
 def _diameter(share: float) -> float:
     """Marker diameter whose area is in proportion to the engine's size."""
     return max(_SMALLEST_MARKER, _LARGEST_MARKER * math.sqrt(share))
@@ -95,7 +100,7 @@ def _label(candidate: Candidate, result: TuneResult) -> str:
 
 def _text_position(candidate: Candidate, points: list[Candidate]) -> str:
     """Above and below in turn from left to right, so that neighbours do not overlap."""
-    order = sorted(points, key=lambda c: measured(c).latency_ms)
+    order = sorted(points, key=_latency)
     above = order.index(candidate) % 2 == 0
     place = order.index(candidate) / max(1, len(order) - 1)
     side = "right" if place < 0.3 else "left" if place > 0.7 else "center"
