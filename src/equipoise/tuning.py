@@ -12,6 +12,7 @@ from equipoise.data.config import DataConfig
 from equipoise.data.metrics import Metric, get_metric
 from equipoise.data.readers.base import split_form
 from equipoise.errors import (
+    AccuracyError,
     EquipoiseError,
     InterruptedRunError,
     LockError,
@@ -99,6 +100,7 @@ def tune(config: TuneConfig, *, observer: Observer | None = None) -> TuneResult:
         UsageError: An unknown metric, target or task, or a setting out of range.
         InputError: The model or the data cannot be used.
         ParityError: The exported model does not give the numbers of the source.
+        AccuracyError: The float engine itself loses more of the metric than is allowed.
         OutputError: The output directory cannot be written.
     """
     pipeline = make_pipeline(config, observer=observer)
@@ -224,6 +226,7 @@ class _Trials:
         made = self._pipeline.make(recipe)
         measurement, report, notes = self._measure(made.model, label=recipe.name)
         if recipe.name == BASELINE:
+            self._require_kept(measurement)
             verdict: Verdict = "baseline"
             reason = "what every other candidate is compared with"
         else:
@@ -238,6 +241,15 @@ class _Trials:
             notes=(*made.notes, *notes),
             metric_report=report,
         )
+
+    def _require_kept(self, baseline: Measurement) -> None:
+        """Without a float engine that keeps the metric there is nothing to compare with or ship."""
+        if baseline.drop.value > self._max_drop:
+            raise AccuracyError(
+                f"the float engine loses {baseline.drop.value:.4f} of {self._pipeline.job.metric};"
+                f" allowed {self._max_drop:g}",
+                hint="The export agrees on calibration samples, but not on the evaluation data.",
+            )
 
     def _engine(self, model: Path, *, label: str) -> Path:
         built = self._pipeline.build(model, label=label)

@@ -27,9 +27,10 @@ def command(
     rounds: Annotated[int, typer.Option(min=10, help="Number of rounds.")] = 100,
     json: options.Json = False,
 ) -> None:
-    """Measure the latency of an engine, or of two in interleaved rounds.
+    """Measure the latency of one engine or two.
 
-    With --against the speed-up is the latency of that engine divided by the latency of PATH.
+    Two engines run in interleaved rounds in one process; the speed-up is the latency of --against
+    divided by the latency of PATH.
     """
     from equipoise.measure.bench import bench
 
@@ -93,7 +94,7 @@ def _print(records: list[BenchRecord], *, kind: str) -> None:
             str(r.threads),
             interval(r.latency_ms, digits=3),
             f"{r.p95_ms:.3f}",
-            f"{interval(r.speedup, digits=2)}x" if r.speedup else "–",
+            interval(r.speedup, digits=2, unit="x") if r.speedup else "–",
         )
         for r in records
     ]

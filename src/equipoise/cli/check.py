@@ -36,9 +36,10 @@ def command(
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Check the parity of a bundle or an ONNX file with its source. Exit code 6 when it fails.
+    """Check the parity of an engine with its source.
 
-    A bundle is first checked against its hashes (exit code 4).
+    The exit code is 6 when an output differs by more than is allowed. A bundle is first checked
+    against its hashes (exit code 4).
     """
     from equipoise.tuning import TuneConfig
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def command(json: options.Json = False) -> None:
-    """Say what is installed here, what is missing, and which line installs it."""
+    """Say what is installed and what to install."""
     from equipoise.doctor import examine
     from equipoise.report.rows import size
 

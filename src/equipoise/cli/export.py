@@ -24,7 +24,7 @@ def command(
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Export a trained model to ONNX, proved equal to PyTorch on real inputs.
+    """Export a model to ONNX, proved on real inputs.
 
     Without parity at batch 1 and at a larger batch no file is written, and the exit code is 6.
     """

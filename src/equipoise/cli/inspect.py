@@ -22,7 +22,11 @@ def command(
     top: Annotated[int, typer.Option(min=0, help="How many of the largest tensors to name.")] = 10,
     json: options.Json = False,
 ) -> None:
-    """Show inputs, operators, parameters, multiply-accumulates, memory and sizes of a model."""
+    """Show what a model is and what it costs.
+
+    Inputs, operators, parameters, multiply-accumulates per inference, weight and peak activation
+    memory, and the largest tensors.
+    """
     from equipoise.graph.cost import analyze
 
     found = analyze(_engine(path), sizes=dict(map(_size, dim or [])), top=top)

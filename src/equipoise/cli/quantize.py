@@ -40,7 +40,7 @@ def command(
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Quantise a float ONNX file to int8 with calibration data."""
+    """Quantise a float ONNX file to int8."""
     from equipoise import fs
     from equipoise.tuning import TuneConfig, make_pipeline
 

@@ -30,7 +30,7 @@ def command(
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
-    """Run a bundle on an .npz file or a text, or its self-test on this device."""
+    """Run a bundle on arrays or text, or its self-test."""
     from equipoise.deploy import load
 
     if sum([inputs is not None, bool(text), selftest]) != 1:

@@ -6,7 +6,7 @@ from equipoise.cli import console, options
 
 
 def command(json: options.Json = False) -> None:
-    """List the targets, and how each wants its integers."""
+    """List the targets and their integer schemes."""
     from equipoise.targets.machine import detect_machine
     from equipoise.targets.profiles import get_target, target_names
 

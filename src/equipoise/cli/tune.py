@@ -39,7 +39,7 @@ def command(
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Find the smallest, fastest engine that keeps the metric; prove it and pack it.
+    """Find the sweet spot of a trained model, prove it, pack it.
 
     Exports the model, makes every candidate, compares each with the source on the same samples,
     measures it on the target, and writes a bundle and a report. A run that is stopped goes on

@@ -14,6 +14,8 @@ _COLOURS: Final = {"baseline": "#7a7f87", "accepted": "#1a7f5a", "refused": "#c0
 _SYMBOLS: Final = {"baseline": "square", "accepted": "circle", "refused": "x"}
 _LARGEST_MARKER: Final = 48.0
 _SMALLEST_MARKER: Final = 9.0
+_LEADERS: Final = (-36, 36, -58, 58)
+"""Lengths of the leaders of names in pixels, upwards below zero."""
 
 
 def pareto_plot(result: TuneResult) -> str:
@@ -26,6 +28,8 @@ def pareto_plot(result: TuneResult) -> str:
         chosen = [c for c in points if c.verdict == verdict]
         if chosen:
             figure.add_trace(_markers(go, chosen, points, result))
+    for rank, candidate in enumerate(sorted(points, key=_latency)):
+        figure.add_annotation(_label(candidate, result, rank=rank))
     threshold = result.reference_metric.value - result.max_drop
     figure.add_hline(
         y=threshold,
@@ -67,10 +71,8 @@ def _markers(go: Any, group: list[Candidate], points: list[Candidate], result: T
     return go.Scatter(
         x=[_latency(c) for c in group],
         y=[measured(c).metric.value for c in group],
-        mode="markers+text",
+        mode="markers",
         name=verdict,
-        text=[_label(c, result) for c in group],
-        textposition=[_text_position(c, points) for c in group],
         hovertext=[_hover(c) for c in group],
         hoverinfo="text",
         marker={
@@ -93,18 +95,19 @@ def _diameter(share: float) -> float:
     return max(_SMALLEST_MARKER, _LARGEST_MARKER * math.sqrt(share))
 
 
-def _label(candidate: Candidate, result: TuneResult) -> str:
+def _label(candidate: Candidate, result: TuneResult, *, rank: int) -> dict[str, Any]:
+    """A name on a thin leader, at four heights in turn, so that neighbours do not overlap."""
     name = candidate.recipe.name
-    return f"<b>{name}</b>" if name == result.chosen else name
-
-
-def _text_position(candidate: Candidate, points: list[Candidate]) -> str:
-    """Above and below in turn from left to right, so that neighbours do not overlap."""
-    order = sorted(points, key=_latency)
-    above = order.index(candidate) % 2 == 0
-    place = order.index(candidate) / max(1, len(order) - 1)
-    side = "right" if place < 0.3 else "left" if place > 0.7 else "center"
-    return f"{'top' if above else 'bottom'} {side}"
+    return {
+        "x": _latency(candidate),
+        "y": measured(candidate).metric.value,
+        "text": f"<b>{name}</b>" if name == result.chosen else name,
+        "ax": 0,
+        "ay": _LEADERS[rank % len(_LEADERS)],
+        "arrowwidth": 0.6,
+        "arrowhead": 0,
+        "arrowcolor": "#7a7f87",
+    }
 
 
 def _hover(candidate: Candidate) -> str:
@@ -115,7 +118,7 @@ def _hover(candidate: Candidate) -> str:
             f"metric {interval(m.metric, digits=4)}",
             f"drop {interval(m.drop, digits=4)}",
             f"latency {m.latency_ms:.3f} ms",
-            f"speed / float {interval(m.speedup, digits=2)}x",
+            f"speed / float {interval(m.speedup, digits=2, unit='x')}",
             f"size {size(m.size_bytes)}",
             f"peak memory {size(m.peak_memory_bytes)}",
         ]

@@ -8,6 +8,7 @@ from equipoise.measure.interval import Interval
 from equipoise.search.result import Candidate, TuneResult
 
 _NOTHING = "–"
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,8 @@ def _row(candidate: Candidate, result: TuneResult) -> Row:
     if measured is not None:
         figures = [
             interval(measured.metric, digits=4),
-            f"{measured.latency_ms:.3f} ms",
-            f"{interval(measured.speedup, digits=2)}x",
+            f"{measured.latency_ms:.3f}{_NO_BREAK}ms",
+            interval(measured.speedup, digits=2, unit="x"),
             size(measured.size_bytes),
             size(measured.peak_memory_bytes),
         ]
@@ -52,18 +53,18 @@ def _verdict(candidate: Candidate, *, chosen: bool) -> str:
     return f"{candidate.verdict}, chosen" if chosen else candidate.verdict
 
 
-def interval(value: Interval, *, digits: int) -> str:
-    """``1.62 [1.58, 1.66]``."""
-    return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+def interval(value: Interval, *, digits: int, unit: str = "") -> str:
+    """``1.62x [1.58, 1.66]``."""
+    return f"{value.value:.{digits}f}{unit} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
 def size(count: float) -> str:
     """Bytes in decimal units: ``23.1 MB``."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+            return f"{count:.{0 if unit == 'B' else 1}f}{_NO_BREAK}{unit}"
         count /= 1000
-    return f"{count:.2f} GB"
+    return f"{count:.2f}{_NO_BREAK}GB"
 
 
 def summary(result: TuneResult) -> str:
