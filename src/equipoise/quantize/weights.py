@@ -47,6 +47,11 @@ def quantize_weights(model: Any, *, operators: frozenset[str] = WEIGHTED) -> int
             for reader in readers:
                 _dequantize_rows(model, reader)
         else:
+            # Optional by the standard, but ONNX Runtime's exact mode fails without it.
+            zero = np.zeros(constants[name].dims[axis], dtype=np.int8)
+            model.graph.initializer.append(
+                extras.require("onnx").numpy_helper.from_array(zero, f"{name}.zero")
+            )
             model.graph.node.insert(0, _dequantize(name, axis=axis))
         replaced += 1
     return replaced
@@ -93,7 +98,7 @@ def _dequantize(name: str, *, axis: int) -> Any:
     """The node that restores the weight ``name`` from int8."""
     return extras.require("onnx").helper.make_node(
         "DequantizeLinear",
-        [f"{name}.int8", f"{name}.scale"],
+        [f"{name}.int8", f"{name}.scale", f"{name}.zero"],
         [name],
         name=f"{name}.dequantize",
         axis=axis,
