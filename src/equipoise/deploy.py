@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from equipoise.bundle.golden import GOLDEN_FILE, Golden, read_golden
 from equipoise.bundle.manifest import Manifest, read_manifest, verify
+from equipoise.runtimes.base import Closing
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
 from equipoise.spec import Array, Feeds, TensorSpec
@@ -63,7 +62,7 @@ class SelfTest:
         return f"self-test {word} on {self.samples} golden samples: {checks}"
 
 
-class BundleSession:
+class BundleSession(Closing):
     """An open bundle. A context manager.
 
     Args:
@@ -128,17 +127,6 @@ class BundleSession:
     def close(self) -> None:
         """Free the engine."""
         self._session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def load(bundle: str | Path, *, threads: int | None = None, check: bool = True) -> BundleSession:

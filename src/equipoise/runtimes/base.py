@@ -13,7 +13,26 @@ from equipoise.errors import InputError, UsageError
 from equipoise.spec import Array, Feeds, TensorSpec, check_feeds, describe
 
 
-class BaseSession(ABC):
+class Closing(ABC):
+    """A context manager that closes itself at the end of its block."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what is held. Closing twice is no error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class BaseSession(Closing):
     """A session whose subclass has only to compute.
 
     Args:
@@ -41,17 +60,6 @@ class BaseSession(ABC):
     def close(self) -> None:
         """Free the engine."""
         self._closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def fill(computed: dict[str, Array], out: Mapping[str, Array]) -> dict[str, Array]:
