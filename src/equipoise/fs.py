@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from equipoise import record
-from equipoise.errors import EquipoiseError, OutputError
+from equipoise.errors import EquipoiseError, InputError, OutputError
 
 _CHUNK_BYTES: Final = 1 << 20
 _NO_SPACE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -126,7 +126,14 @@ def write_json(path: Path, value: object) -> None:
 
 
 def copy_file(source: Path, destination: Path) -> None:
-    """Copy bytes; never link, because ONNX refuses external data behind links."""
+    """Copy bytes; never link, because ONNX refuses external data behind links.
+
+    Raises:
+        InputError: There is no file ``source``.
+        OutputError: ``destination`` cannot be written.
+    """
+    if not source.is_file():
+        raise InputError(f"no such file: {source}")
     with replacing(destination) as temporary:
         shutil.copyfile(source, temporary)
 
