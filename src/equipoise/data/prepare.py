@@ -139,13 +139,16 @@ def _warnings(calibration: Sequence[Sample]) -> tuple[str, ...]:
             f"only {len(calibration)} calibration samples: ranges from fewer than {_FEW} are weak"
         )
     for name, first in calibration[0].feeds.items():
-        if first.dtype.kind == "f" and all(_constant(s.feeds[name]) for s in calibration):
+        if first.dtype.kind == "f" and _constant([s.feeds[name] for s in calibration]):
             warnings.append(f"calibration input {name!r} is constant in every sample")
     return tuple(warnings)
 
 
-def _constant(array: Array) -> bool:
-    return bool(array.size and (array == array.flat[0]).all())
+def _constant(arrays: Sequence[Array]) -> bool:
+    """Whether no sample varies within itself; of single values, whether all are the same."""
+    if any(array.size > 1 for array in arrays):
+        return all(array.size and (array == array.flat[0]).all() for array in arrays)
+    return np.unique(np.concatenate([array.ravel() for array in arrays])).size == 1
 
 
 def input_specs(rows: Rows) -> tuple[TensorSpec, ...]:

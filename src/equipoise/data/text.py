@@ -12,6 +12,8 @@ from equipoise import extras
 from equipoise.errors import DataError
 from equipoise.spec import Array
 
+_SHOWN: Final = 80
+
 IGNORED: Final = -100
 """Label of tokens that do not count: special tokens and all but the first piece of a word."""
 
@@ -66,7 +68,11 @@ class TextEncoder:
         return self._feeds(encoding), first
 
     def _encode(self, text: str | list[str], *, pair: str | None) -> Any:
-        encoding = self._tokenizer.encode(text, pair, is_pretokenized=isinstance(text, list))
+        try:
+            encoding = self._tokenizer.encode(text, pair, is_pretokenized=isinstance(text, list))
+        except TypeError as error:  # half of a surrogate pair has no UTF-8 form
+            shown = repr((text, pair) if pair else text)[:_SHOWN]
+            raise DataError(f"text {shown} cannot be encoded: {error}") from error
         if len(encoding.ids) <= self._max_length:
             return encoding
         self.truncated += 1

@@ -37,11 +37,14 @@ def quantize_weights(model: Any, *, operators: frozenset[str] = WEIGHTED) -> int
         The number of weights replaced.
     """
     constants = onnxio.initializers(model)
+    read_elsewhere = _read_in_subgraphs(model) | {value.name for value in model.graph.output}
     replaced = 0
     for name, readers in onnxio.consumers(model).items():
         axis = _axis(readers, name, constants.get(name))
         if axis is None or readers[0].op_type not in operators:
             continue
+        if readers[0].op_type == "Gather" and name in read_elsewhere:
+            continue  # the float table has to stay
         _store_int8(model, constants[name], axis=axis)
         if readers[0].op_type == "Gather":
             for reader in readers:
@@ -55,6 +58,23 @@ def quantize_weights(model: Any, *, operators: frozenset[str] = WEIGHTED) -> int
             model.graph.node.insert(0, _dequantize(name, axis=axis))
         replaced += 1
     return replaced
+
+
+def _read_in_subgraphs(model: Any) -> set[str]:
+    """Names that subgraphs read or give out; they see the tensors of the main graph."""
+    names: set[str] = set()
+    graphs = [sub for node in model.graph.node for sub in _subgraphs(node)]
+    while graphs:
+        graph = graphs.pop()
+        names.update(value.name for value in graph.output)
+        for node in graph.node:
+            names.update(node.input)
+            graphs.extend(_subgraphs(node))
+    return names
+
+
+def _subgraphs(node: Any) -> list[Any]:
+    return [sub for a in node.attribute for sub in ([a.g] if a.HasField("g") else []) + [*a.graphs]]
 
 
 def _axis(readers: list[Any], name: str, tensor: Any) -> int | None:
@@ -88,6 +108,9 @@ def _store_int8(model: Any, tensor: Any, *, axis: int) -> None:
     onnx = extras.require("onnx")
     values, scale = symmetric_int8(onnx.numpy_helper.to_array(tensor), axis=axis)
     model.graph.initializer.remove(tensor)
+    # Up to IR version 3 every initializer was an input too.
+    for value in [v for v in model.graph.input if v.name == tensor.name]:
+        model.graph.input.remove(value)
     for suffix, array in ((".int8", values), (".scale", scale)):
         model.graph.initializer.append(
             onnx.numpy_helper.from_array(array, f"{tensor.name}{suffix}")

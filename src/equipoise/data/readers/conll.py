@@ -20,6 +20,7 @@ Sentence = Sequence[tuple[str, str]]
 """Pairs of word and tag."""
 
 _TAG: Final = re.compile(r"O|[BIES]-.+")
+_GAP: Final = re.compile(r"[ \t]+")
 _EVALUATION: Final = ("test.txt", "valid.txt")
 _CALIBRATION: Final = ("valid.txt", "train.txt")
 
@@ -67,9 +68,9 @@ def _first(directory: Path, names: Sequence[str]) -> Path:
 def read_sentences(path: Path) -> Iterator[Sentence]:
     """The sentences of a column file; ``-DOCSTART-`` lines are skipped."""
     sentence: list[tuple[str, str]] = []
-    for number, line in enumerate(fs.read_text(path, error=DataError).splitlines(), start=1):
-        columns = line.split()
-        if not columns or columns[0] == "-DOCSTART-":
+    for number, line in enumerate(fs.read_text(path, error=DataError).split("\n"), start=1):
+        columns = _GAP.split(line.strip())
+        if columns[0] in {"", "-DOCSTART-"}:
             if sentence:
                 yield sentence
             sentence = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from equipoise.data.readers.conll import encode_sentences, truncation_warnings
 from equipoise.data.text import TextEncoder
 from equipoise.errors import DataError
 from equipoise.spec import Array
+
+_MOST_CLASSES: Final = 2**31
 
 
 def read(path: Path | None, *, config: DataConfig) -> DataSet:
@@ -31,7 +33,7 @@ def read(path: Path | None, *, config: DataConfig) -> DataSet:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, text in enumerate(fs.read_text(path, error=DataError).splitlines(), start=1):
+    for number, text in enumerate(fs.read_text(path, error=DataError).split("\n"), start=1):
         where = f"{path}, line {number}"
         if text.strip():
             yield where, _object(text, where=where)
@@ -52,19 +54,24 @@ def _object(text: str, *, where: str) -> dict[str, Any]:
     )
 
 
+def _is_tagged(line: dict[str, Any]) -> bool:
+    return {"tokens", "tags"} <= set(line)
+
+
 def _names_in(lines: list[tuple[str, dict[str, Any]]]) -> tuple[str, ...]:
     """Class names for a model that has none: those in the data, sorted, if any."""
     names: set[str] = set()
     for _, line in lines:
-        found = line["tags"] if "tags" in line else [line["label"]]
-        names.update(name for name in found if isinstance(name, str))
+        found = line["tags"] if _is_tagged(line) else [line["label"]]
+        if isinstance(found, list):
+            names.update(name for name in found if isinstance(name, str))
     return tuple(sorted(names))
 
 
 def _sample(
     line: dict[str, Any], encoder: TextEncoder, *, labels: tuple[str, ...], where: str
 ) -> Sample:
-    if "tokens" in line:
+    if _is_tagged(line):
         words, tags = line["tokens"], line["tags"]
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
             raise DataError(f"{where}: tokens and tags must be two lists of equal length")
@@ -82,5 +89,8 @@ def _class(label: object, labels: tuple[str, ...], *, where: str) -> Array:
     if isinstance(label, str):
         return np.asarray(label_indices([label], labels, where=where)[0])
     if isinstance(label, int) and not isinstance(label, bool):
+        classes = len(labels) or _MOST_CLASSES
+        if not 0 <= label < classes:
+            raise DataError(f"{where}: class {label} is not among the {classes} classes from 0")
         return np.asarray(label, dtype=np.int64)
     raise DataError(f"{where}: label {label!r} is neither a class name nor a number")

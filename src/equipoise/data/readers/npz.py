@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,11 @@ from equipoise.errors import DataError
 from equipoise.spec import Array, describe
 
 _LABEL_NAMES: Final = ("label", "labels", "y")
+
+_UNREADABLE: Final = (
+    OSError, EOFError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
+"""What numpy.load and zipfile raise on files that are damaged, encrypted, or something else."""
 
 
 def read(path: Path | None, *, config: DataConfig) -> DataSet:
@@ -50,7 +56,7 @@ def read_arrays(path: Path | None) -> dict[str, Array]:
     try:
         with np.load(str(path), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"{path} is no .npz file of plain arrays: {error}",
             hint="Write it with numpy.savez(path, image=..., label=...).",
