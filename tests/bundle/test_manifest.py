@@ -12,7 +12,7 @@ import pytest
 from equipoise import fs
 from equipoise.bundle.manifest import FORMAT, Engine, Manifest, read_manifest, verify
 from equipoise.bundle.writer import check_replaceable, write_bundle
-from equipoise.errors import IncompatibleError, IntegrityError, OutputError
+from equipoise.errors import IncompatibleError, InputError, IntegrityError, OutputError
 from equipoise.spec import TensorSpec
 
 MANIFEST = Manifest(
@@ -178,7 +178,7 @@ def test_something_else_is_never_replaced(tmp_path: Path) -> None:
 
 def test_a_copy_that_fails_keeps_the_old_bundle(bundle: Path, tmp_path: Path) -> None:
     """A file to copy that is not there leaves the old bundle whole and nothing beside it."""
-    with pytest.raises(OutputError):
+    with pytest.raises(InputError, match="missing"):
         write_bundle(bundle, MANIFEST, copies={"a": tmp_path / "missing"}, documents={})
     verify(bundle, read_manifest(bundle))
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]

@@ -135,6 +135,15 @@ def test_constant_calibration_input_is_warned_of(tmp_path: Path) -> None:
     assert any("'x' is constant" in w for w in record.warnings)
 
 
+def test_single_values_are_constant_only_if_all_are_the_same(tmp_path: Path) -> None:
+    """One number per sample never varies within a sample."""
+    labels = np.zeros(90, np.int64)
+    for name, values, warned in (("a", np.arange(90.0), False), ("b", np.ones(90), True)):
+        np.savez(tmp_path / f"{name}.npz", x=values[:, None], y=labels)
+        record, *_ = prepared(tmp_path / name, tmp_path / f"{name}.npz")
+        assert any("'x' is constant" in w for w in record.warnings) is warned
+
+
 GOOD = np.ones((9, 2), np.float32)
 
 

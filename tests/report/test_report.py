@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,44 @@ def test_page_is_complete_self_contained_and_escaped() -> None:
     assert "drops by &lt;b&gt;much" in page
     for fetched in ("<script src", "<link", "<img", "@import"):
         assert fetched not in page
+
+
+class Tags(HTMLParser):
+    """Collects what a browser would fetch or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.scripts = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        self.fetched += [
+            f"{tag} {k}={v}" for k, v in attrs if k in {"src", "href", "data", "srcset"}
+        ]
+
+
+def test_markup_in_any_name_neither_runs_nor_fetches() -> None:
+    """A browser's view: no tag loads anything, and hostile names add no script to the page."""
+    hostile = "</script><script src=https://example.org/x.js></script><img src=x>"
+    renamed = tuple(
+        replace(c, recipe=replace(c.recipe, name=hostile + c.recipe.name), notes=(hostile,))
+        for c in RESULT.candidates
+    )
+    page = render_html(
+        replace(
+            RESULT, candidates=renamed, chosen=hostile + RESULT.chosen, metric=hostile,
+            reference_name=hostile, warnings=(hostile,), steps=(hostile,), data=hostile,
+            reference_report=hostile, versions={hostile: hostile},
+        )
+    )  # fmt: skip
+    plain, attacked = Tags(), Tags()
+    plain.feed(render_html(RESULT))
+    attacked.feed(page)
+    assert plain.fetched == attacked.fetched == []
+    assert plain.scripts == attacked.scripts > 0
+    for fetched in ("url(", "@import"):
+        assert fetched not in page[page.index("<style>") : page.index("</style>")]
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

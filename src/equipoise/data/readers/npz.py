@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Final
 
@@ -15,11 +13,6 @@ from equipoise.errors import DataError
 from equipoise.spec import Array, describe
 
 _LABEL_NAMES: Final = ("label", "labels", "y")
-
-_UNREADABLE: Final = (
-    OSError, EOFError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error
-)  # fmt: skip
-"""What numpy.load and zipfile raise on files that are damaged, encrypted, or something else."""
 
 
 def read(path: Path | None, *, config: DataConfig) -> DataSet:
@@ -56,7 +49,9 @@ def read_arrays(path: Path | None) -> dict[str, Array]:
     try:
         with np.load(str(path), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except _UNREADABLE as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # numpy and zipfile raise eight unrelated types on damaged files
         raise DataError(
             f"{path} is no .npz file of plain arrays: {error}",
             hint="Write it with numpy.savez(path, image=..., label=...).",
