@@ -49,8 +49,9 @@ def test_chosen_engine_is_never_slower_than_float_or_refused(tuned: Path) -> Non
     chosen = next(c for c in result.candidates if c.recipe.name == result.chosen)
     assert chosen.verdict in {"accepted", "baseline"}
     assert chosen.measurement is not None
-    assert chosen.measurement.speedup.high >= 1
-    assert chosen.measurement.drop.high <= result.max_drop or chosen.verdict == "baseline"
+    if chosen.verdict == "accepted":
+        assert chosen.measurement.speedup.high >= 1
+        assert chosen.measurement.drop.high <= result.max_drop
 
 
 def test_report_names_every_candidate_and_loads_nothing_from_elsewhere(tuned: Path) -> None:

@@ -60,6 +60,17 @@ def test_int8_that_is_slower_than_float_is_not_chosen() -> None:
     assert "no accepted candidate" in reason
 
 
+def test_noise_in_the_baselines_own_ratio_decides_nothing() -> None:
+    """Float against itself is 1, though the measured interval may lie wholly on either side."""
+    for ratio in (0.8, 1.3):
+        noisy = candidate(BASELINE, measurement(speed=ratio, size=400), "baseline")
+        slow = candidate("slow", measurement(speed=0.9, size=1))
+        fast = candidate("fast", measurement(speed=1.2, size=100))
+        assert choose([noisy, slow])[0] is noisy
+        assert choose([noisy, slow, fast])[0] is fast
+        assert pareto_front([noisy, fast]) == {"fast"}
+
+
 def test_ties_in_speed_go_to_the_smaller_then_the_leaner_then_the_truer() -> None:
     """Intervals that overlap are ties; a hundredth of size and a twentieth of memory are none."""
     big = candidate("big", measurement(speed=2.02, size=300))

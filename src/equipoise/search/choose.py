@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from equipoise.measure.interval import Interval
 from equipoise.search.result import Candidate, Measurement
+
+_PARITY: Final = Interval(value=1.0, low=1.0, high=1.0)
+"""The baseline's speed-up over itself. Its measured ratio is noise, and can miss 1 altogether."""
 
 _SIZE_TIE: Final = 0.01
 """A hundredth of the size decides nothing on a device."""
@@ -21,6 +25,11 @@ def measured(candidate: Candidate) -> Measurement:
     return candidate.measurement
 
 
+def speedup(candidate: Candidate) -> Interval:
+    """Float latency over the candidate's: measured, but 1 by definition for the baseline."""
+    return _PARITY if candidate.verdict == "baseline" else measured(candidate).speedup
+
+
 def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
     """The candidate at the sweet spot, and why, in words.
 
@@ -32,9 +41,9 @@ def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
         candidates: All candidates; the baseline is among them.
     """
     usable = [c for c in candidates if c.verdict in {"baseline", "accepted"}]
-    usable = [c for c in usable if measured(c).speedup.high >= 1]
-    fastest = max(usable, key=lambda c: measured(c).speedup.value)
-    tied = [c for c in usable if measured(c).speedup.high >= measured(fastest).speedup.low]
+    usable = [c for c in usable if speedup(c).high >= 1]
+    fastest = max(usable, key=lambda c: speedup(c).value)
+    tied = [c for c in usable if speedup(c).high >= speedup(fastest).low]
     chosen = _cheapest(tied)
     return chosen, _why(chosen, fastest=fastest, tied=tied)
 
@@ -49,14 +58,14 @@ def _cheapest(tied: Sequence[Candidate]) -> Candidate:
 
 
 def _why(chosen: Candidate, *, fastest: Candidate, tied: Sequence[Candidate]) -> str:
-    name, speedup = chosen.recipe.name, measured(chosen).speedup
+    name, ratio = chosen.recipe.name, speedup(chosen).value
     if chosen.verdict == "baseline":
         return f"{name}: no accepted candidate is faster or smaller than plain float32"
     if len(tied) == 1:
-        return f"{name} is the fastest candidate that keeps the metric ({speedup.value:.2f}x float)"
+        return f"{name} is the fastest candidate that keeps the metric ({ratio:.2f}x float)"
     others = ", ".join(c.recipe.name for c in tied if c is not chosen)
     lead = "the fastest" if chosen is fastest else "as fast as the fastest within the interval"
-    return f"{name} is {lead} ({speedup.value:.2f}x float) and the smallest of the tied: {others}"
+    return f"{name} is {lead} ({ratio:.2f}x float) and the smallest of the tied: {others}"
 
 
 def pareto_front(candidates: Sequence[Candidate]) -> frozenset[str]:
@@ -68,13 +77,10 @@ def pareto_front(candidates: Sequence[Candidate]) -> frozenset[str]:
 
 
 def _dominates(left: Candidate, right: Candidate) -> bool:
-    a, b = _axes(measured(left)), _axes(measured(right))
+    a, b = _axes(left), _axes(right)
     return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
 
-def _axes(measurement: Measurement) -> tuple[float, float, float]:
-    return (
-        -measurement.speedup.value,
-        float(measurement.size_bytes),
-        -measurement.metric.value,
-    )
+def _axes(candidate: Candidate) -> tuple[float, float, float]:
+    found = measured(candidate)
+    return -speedup(candidate).value, float(found.size_bytes), -found.metric.value
