@@ -4,6 +4,7 @@
     ├── UsageError                  2   a name or option that does not exist
     ├── InputError                  3   a model, data or recipe that cannot be used
     │   ├── SourceError                 the trained model
+    │   │   └── UnsafeCheckpointError       a checkpoint that wants to run code
     │   ├── DataError                   calibration or evaluation data
     │   ├── RecipeError                 settings read from a file
     │   └── NonFiniteError              NaN or infinity where numbers are needed
@@ -12,6 +13,7 @@
     │   └── MissingExtraError           a package that is not installed
     ├── NotMetError                 6   the result is not good enough
     │   ├── ParityError                 outputs differ from the reference
+    │   │   └── FrozenDimensionError        a dynamic dimension came out fixed
     │   └── AccuracyError               no candidate keeps the metric
     ├── ResourceError               7   disk, memory or time ran out
     │   └── OutputError                 a place that cannot be written
@@ -64,6 +66,10 @@ class SourceError(InputError):
     """The trained model cannot be found, read or built."""
 
 
+class UnsafeCheckpointError(SourceError):
+    """A checkpoint or model directory that asks to run code when it is read."""
+
+
 class DataError(InputError):
     """Calibration or evaluation data is missing, empty or of the wrong form."""
 
@@ -100,6 +106,10 @@ class NotMetError(EquipoiseError):
 
 class ParityError(NotMetError):
     """Outputs differ from the reference by more than the tolerance."""
+
+
+class FrozenDimensionError(ParityError):
+    """A dimension that was asked to be dynamic came out of the export with a fixed size."""
 
 
 class AccuracyError(NotMetError):

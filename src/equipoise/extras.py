@@ -25,6 +25,7 @@ EXTRA_OF: Final[dict[str, str]] = {
     "safetensors": "torch",
     "transformers": "transformers",
     "PIL": "vision",
+    "timm": "timm",
     "openvino": "openvino",
     "tensorrt_rtx": "tensorrt",
     "accelerate": "distributed",
