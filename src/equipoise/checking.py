@@ -110,7 +110,7 @@ def check_onnx(model: Path, *, pipeline: Pipeline, atol: float | None) -> CheckR
     with session_opener(pipeline.job.target.runtime)(model, settings=settings) as session:
         for feeds, reference in zip(inputs, references, strict=True):
             comparison.add(reference, session.run(feeds))
-    limits = {t.output: t for t in pipeline.exported.record.tolerances}
+    limits = {t.output: t for t in pipeline.exported.record.proof.tolerances}
     return CheckRecord(
         subject=str(model),
         reference=pipeline.job.source.name,

@@ -1,4 +1,7 @@
-"""Run a bundle on the device it was made for. Needs NumPy and the engine's runtime alone."""
+"""Run a bundle on the device it was made for. Needs NumPy and the engine's runtime alone.
+
+A picture that has to be resized needs Pillow besides.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import numpy as np
 
 from equipoise.bundle.golden import GOLDEN_FILE, Golden, read_golden
 from equipoise.bundle.manifest import Manifest, read_manifest, verify
+from equipoise.data.images import apply
+from equipoise.errors import InputError
 from equipoise.runtimes.base import Closing
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
@@ -100,6 +105,27 @@ class BundleSession(Closing):
             BackendError: The runtime failed.
         """
         return self._session.run(feeds, out=out)
+
+    def preprocess(self, image: Array) -> dict[str, Array]:
+        """A picture as what :meth:`run` takes.
+
+        Args:
+            image: RGB, uint8 [height, width, 3], of any size.
+
+        Raises:
+            InputError: The bundle does not say how pictures are prepared, or has other inputs.
+            DataError: The picture has another dtype or shape.
+            MissingExtraError: It has to be resized, and Pillow is not installed.
+        """
+        preprocessing = self.manifest.preprocessing
+        if preprocessing is None or len(self.inputs) != 1:
+            raise InputError(
+                f"the bundle {self.directory} does not say how a picture becomes its inputs:"
+                f" {'; '.join(map(str, self.inputs))}",
+                hint="Prepare the arrays as for the PyTorch model, and give them to run.",
+            )
+        spec = self.inputs[0]
+        return {spec.name: apply(image, preprocessing).astype(spec.dtype, copy=False)}
 
     def golden(self) -> tuple[Golden, ...]:
         """The golden vectors of the bundle."""

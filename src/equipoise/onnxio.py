@@ -1,35 +1,79 @@
 """Reading and saving ONNX models: the one way in and the one way out.
 
-A model below 1.8 GB is one file; a larger one keeps its weights in one file beside it, because
-protobuf stops at 2 GiB.
+A model below 1.8 GB is one file; a larger one keeps its weights in one file beside it,
+``<name>.data``, because protobuf stops at 2 GiB. Every model is checked by its path before its
+weights are read: a file outside the model's folder is refused before anybody opens it.
+
+``load_model`` gives a protobuf with all weights in memory; ``load_ir`` a graph whose external
+weights stay on disk until somebody asks for them.
 """
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from equipoise import extras, fs
-from equipoise.errors import SourceError
+from equipoise.errors import IncompatibleError, SourceError
 from equipoise.spec import TensorSpec
 
 _SINGLE_FILE_LIMIT_BYTES: Final = 1_800_000_000
 _SHAPE_TENSOR_BYTES: Final = 4096
+_STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+_VENDORS: Final = re.compile(r"No Op registered|No opset import for domain '[^']")
+_FUNCTIONS_IR_VERSION: Final = 8
+"""Model-local functions came with IR version 8."""
 
 
 def load_model(path: Path) -> Any:
-    """Read an ``onnx.ModelProto`` with its external data.
+    """Read an ``onnx.ModelProto`` with its external data, all of it in memory.
 
     Raises:
-        SourceError: There is no such file, or it is no ONNX model.
+        SourceError: There is no such file, or it is no ONNX model, or its external data is missing,
+            too short, a link, or outside the model's folder.
     """
+    model = _checked(path)
+    helper: Any = extras.require("onnx.external_data_helper")
+    try:
+        helper.load_external_data_for_model(model, str(path.parent))
+    except Exception as error:  # the disk, or data that changed since it was checked
+        raise _not_onnx(path, error) from error
+    return model
+
+
+def load_ir(path: Path) -> Any:
+    """Read an ``onnx_ir.Model`` whose external weights stay on disk, mapped on demand.
+
+    It needs its data file for as long as it lives. Memory is that of the file without its data.
+
+    Raises:
+        SourceError: As :func:`load_model`.
+    """
+    ir: Any = extras.require("onnx_ir")
+    proto = _checked(path)
+    _embed_constants(proto.graph, path.parent)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:  # a construct that onnx_ir has no form for
+        raise _not_onnx(path, error) from error
+    ir.external_data.set_base_dir(model.graph, path.parent.absolute())
+    return model
+
+
+def _checked(path: Path) -> Any:
+    """The ``ModelProto`` without its external data, after every check that needs no weights."""
     onnx = extras.require("onnx")
     if not path.is_file():
         raise SourceError(f"no such ONNX file: {path}")
     try:
-        model = onnx.load(path)
-        if _checkable(model):
-            onnx.checker.check_model(model)
+        model = onnx.load(path, load_external_data=False)
+        _check_by_path(path, model)
+        _check_lengths(model.graph, path.parent)
+    except SourceError:
+        raise
     except Exception as error:  # onnx and protobuf raise six unrelated types here
         raise _not_onnx(path, error) from error
     if not model.graph.output:
@@ -37,34 +81,162 @@ def load_model(path: Path) -> Any:
     return model
 
 
-def _checkable(model: Any) -> bool:
-    """The checker takes no proto above the protobuf limit and no operator of a vendor's domain."""
-    standard = {"", "ai.onnx", "ai.onnx.ml"}
-    only_standard = all(node.domain in standard for node in model.graph.node)
-    return only_standard and bool(model.ByteSize() < _SINGLE_FILE_LIMIT_BYTES)
+def _check_by_path(path: Path, model: Any) -> None:
+    """Run ``onnx.checker``; by path it takes any size, and looks where external data lies.
+
+    A vendor's file may hold operators that no schema here knows, or whose domain it does not
+    import, as ONNX Runtime's own optimiser writes them. The checker looks at the weights before the
+    nodes, so they are checked all the same.
+    """
+    onnx = extras.require("onnx")
+    try:
+        onnx.checker.check_model(path)
+    except onnx.checker.ValidationError as error:
+        domains = {part.domain for part in (*model.opset_import, *model.graph.node)}
+        if not (domains - _STANDARD_DOMAINS and _VENDORS.search(str(error))):
+            raise
+
+
+def _check_lengths(graph: Any, folder: Path) -> None:
+    """Each external tensor lies within its file and has as many bytes as its shape takes."""
+    helper: Any = extras.require("onnx.external_data_helper")
+    for tensor in (*_weights(graph), *_constants(graph)):
+        if not helper.uses_external_data(tensor):
+            continue
+        info = helper.ExternalDataInfo(tensor)
+        held = (folder / info.location).stat().st_size - (info.offset or 0)
+        length = held if info.length is None else info.length
+        if not _tensor_bytes(tensor) <= length <= held:
+            raise ValueError(
+                f"weight {tensor.name!r} takes {_tensor_bytes(tensor)} bytes; its entry says"
+                f" {length}, and {info.location} has {held} left from its offset"
+            )
+
+
+def _tensor_bytes(tensor: Any) -> int:
+    """Bytes of the values of an external ``TensorProto``, from its shape; small types pack."""
+    dtype: Any = extras.require("onnx_ir").DataType(tensor.data_type)
+    elements: int = math.prod(tensor.dims)
+    return -(-int(dtype.bitwidth) * elements // 8)
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """``graph`` and the graphs in the attributes of its nodes, at any depth."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.initializer:
+                    yield from _graphs(inner)
+
+
+def _weights(graph: Any) -> Iterator[Any]:
+    """Initializers, as TensorProtos."""
+    return (tensor for inner in _graphs(graph) for tensor in inner.initializer)
+
+
+def _constants(graph: Any) -> Iterator[Any]:
+    """TensorProtos in attributes of nodes."""
+    for inner in _graphs(graph):
+        for node in inner.node:
+            for attribute in node.attribute:
+                yield from (attribute.t,) if attribute.HasField("t") else ()
+                yield from attribute.tensors
+
+
+def _embed_constants(graph: Any, folder: Path) -> None:
+    """Read external constants of nodes: only initializers can be written out again."""
+    helper: Any = extras.require("onnx.external_data_helper")
+    for tensor in _constants(graph):
+        if helper.uses_external_data(tensor):
+            helper.load_external_data_for_tensor(tensor, str(folder))
 
 
 def _not_onnx(path: Path, why: object) -> SourceError:
-    first = str(why).strip().partition("\n")[0]
+    first = str(why).strip().partition("\n")[0] or type(why).__name__
+    outside = "external" in first.lower() or "TensorProto" in first
     return SourceError(
         f"{path} is not a valid ONNX model: {first}",
-        hint="Give a file that onnx.checker accepts, or the PyTorch source it came from.",
+        hint="Put the model and its data files into one folder, as real files and not as links."
+        if outside
+        else "Give a file that onnx.checker accepts, or the PyTorch source it came from.",
     )
 
 
 def save_model(model: Any, path: Path) -> None:
-    """Write ``model`` to ``path``, deterministically; external data in ``<name>.data`` if large.
+    """Write ``model`` to ``path``, deterministically; its weights in ``<name>.data`` if large.
 
     Raises:
         OutputError: The place cannot be written.
     """
-    if model.ByteSize() < _SINGLE_FILE_LIMIT_BYTES:
-        fs.write_bytes(path, model.SerializeToString(deterministic=True))
+    if sum(tensor.ByteSize() for tensor in _weights(model.graph)) < _SINGLE_FILE_LIMIT_BYTES:
+        _write_single(model, path)
+    else:
+        save_ir(extras.require("onnx_ir").from_proto(model), path)
+
+
+def save_ir(model: Any, path: Path) -> None:
+    """Write an ``onnx_ir.Model`` to ``path``, as :func:`save_model` does, one weight at a time.
+
+    External weights of a small model are read into ``model``, which then needs its old data file
+    no more. A large model that is written over the file it came from has to be loaded anew.
+
+    Raises:
+        OutputError: The place cannot be written.
+    """
+    ir: Any = extras.require("onnx_ir")
+    if ir_weight_bytes(model) < _SINGLE_FILE_LIMIT_BYTES:
+        _write_single(ir.to_proto(ir.external_data.load_to_model(model)), path)
         return
-    onnx = extras.require("onnx")
-    with fs.replacing(path) as temporary:
-        onnx.save_model(model, temporary, save_as_external_data=True, location=f"{path.name}.data")
-        fs.copy_file(temporary.with_name(f"{path.name}.data"), path.with_name(f"{path.name}.data"))
+    data = _data_file(path)
+    with fs.replacing(path) as file, fs.replacing(data) as weights:
+        ir.save(model, file, external_data=data.name, size_threshold_bytes=_SHAPE_TENSOR_BYTES)
+        fs.move_into_place(file.with_name(data.name), weights)
+
+
+def ir_weight_bytes(model: Any) -> int:
+    """Bytes of all initializers of an ``onnx_ir.Model``, none of them read."""
+    values = (value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(int(value.const_value.nbytes) for value in values if value.const_value is not None)
+
+
+def _write_single(proto: Any, path: Path) -> None:
+    """One file; data that a larger model of this name left beside it goes."""
+    fs.write_bytes(path, proto.SerializeToString(deterministic=True))
+    fs.remove(_data_file(path))
+
+
+def _data_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.data")
+
+
+def lower_ir_version(model: Any, *, largest: int | None = None) -> int:
+    """Give ``model`` the lowest IR version that its operator sets need.
+
+    Old runtimes refuse a model for its IR version alone, whatever is in it.
+
+    Args:
+        model: ``onnx_ir.Model``, changed in place.
+        largest: Largest IR version that the target reads.
+
+    Returns:
+        The IR version.
+
+    Raises:
+        IncompatibleError: The operator sets need a later one than ``largest``.
+    """
+    helper: Any = extras.require("onnx.helper")
+    opsets = [helper.make_opsetid(name, n) for name, n in model.opset_imports.items()]
+    needed = int(helper.find_min_ir_version_for(opsets, ignore_unknown=True))
+    needed = max(needed, _FUNCTIONS_IR_VERSION) if model.functions else needed
+    if largest is not None and needed > largest:
+        raise IncompatibleError(
+            f"opset {model.opset_imports.get('')} needs ONNX IR version {needed};"
+            f" the target reads at most {largest}",
+            hint="Export with a lower opset.",
+        )
+    model.ir_version = needed
+    return needed
 
 
 def initializers(model: Any) -> dict[str, Any]:
@@ -109,7 +281,7 @@ def opset_of(model: Any) -> int:
 
 def file_bytes(path: Path) -> int:
     """Bytes on disk of a model and of the external data beside it."""
-    data = path.with_name(f"{path.name}.data")
+    data = _data_file(path)
     return path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
@@ -130,3 +302,18 @@ def value_spec(value: Any) -> TensorSpec:
     )
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     return TensorSpec(name=value.name, dtype=str(dtype), shape=shape)
+
+
+def ir_specs(model: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Specs of the inputs and of the outputs of an ``onnx_ir.Model``."""
+    constants = model.graph.initializers
+    inputs = (value for value in model.graph.inputs if value.name not in constants)
+    return tuple(map(_ir_spec, inputs)), tuple(map(_ir_spec, model.graph.outputs))
+
+
+def _ir_spec(value: Any) -> TensorSpec:
+    shape = tuple(
+        dim if isinstance(dim, int) else dim.value or f"{value.name}_dim{axis}"
+        for axis, dim in enumerate(value.shape or ())
+    )
+    return TensorSpec(name=value.name, dtype=str(value.dtype.numpy()), shape=shape)

@@ -43,11 +43,12 @@ def pack(pipeline: Pipeline, result: TuneResult, *, output: Path) -> Manifest:
         inputs=inputs,
         outputs=outputs,
         files={},
-        golden_tolerance=golden_tolerance(golden, pipeline.exported.record.tolerances),
+        golden_tolerance=golden_tolerance(golden, pipeline.exported.record.proof.tolerances),
         task=pipeline.job.source.task,
         labels=pipeline.data.record.labels,
         tokenizer="tokenizer.json" if tokenizer else None,
         max_length=pipeline.job.data.max_length,
+        preprocessing=pipeline.exported.record.preprocessing,
         versions=result.versions,
     )
     copies = {file.name: file for file in built.files.iterdir()}
@@ -104,9 +105,8 @@ def _parity(pipeline: Pipeline, engine: Path, recipe: Recipe) -> ParityRecord:
         reference=pipeline.reference.record.by,
         exporter=exported.exporter,
         samples=evaluated.samples,
-        tolerances=exported.tolerances,
-        exported=exported.parity,
-        exported_batch=exported.batch_parity,
+        tolerances=exported.proof.tolerances,
+        exported=exported.verified.parity,
         engine=evaluated.parity,
         engine_batch=evaluated.batch_parity,
     )

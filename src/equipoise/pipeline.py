@@ -17,14 +17,18 @@ from equipoise import record
 from equipoise.data.config import DataConfig
 from equipoise.data.prepare import DataRecord
 from equipoise.errors import RecipeError
-from equipoise.export.export import ExportConfig, ExportRecord
+from equipoise.export.config import ExportConfig, ExportRecord
+from equipoise.export.embedded import EmbedRecord
+from equipoise.export.given import GivenRecord
 from equipoise.export.reference import ReferenceConfig, ReferenceRecord
 from equipoise.export.signature import SignatureConfig, SignatureRecord
 from equipoise.export.source import Source
 from equipoise.graph.fuse import FuseConfig, FuseRecord
+from equipoise.graph.static import StaticRecord
 from equipoise.measure.evaluate import EvaluateConfig, EvaluateRecord
 from equipoise.measure.latency import LatencyConfig, LatencyRecord
 from equipoise.measure.memory import MemoryConfig, MemoryRecord
+from equipoise.parity.proof import VerifyRecord
 from equipoise.quantize.calibrate import CalibrateConfig, CalibrateRecord
 from equipoise.quantize.quantize import QuantizeConfig, QuantizeRecord
 from equipoise.quantize.schemes import Quantization, StaticInt8
@@ -37,7 +41,9 @@ from equipoise.targets.profile import Target
 
 MODEL_FILE: Final = "model.onnx"
 _ONNX: Final = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
-_TORCH: Final = (*_ONNX, "torch", "transformers", "safetensors")
+_TORCH: Final = (
+    *_ONNX, "torch", "transformers", "safetensors", "tokenizers", "pillow", "timm", "torchvision"
+)  # fmt: skip
 _RUN: Final = ("numpy", "onnxruntime")
 
 PREPARE = Stage(
@@ -57,6 +63,30 @@ EXPORT = Stage(
     function="equipoise.export.export:export",
     record=ExportRecord,
     packages=_TORCH,
+)
+GIVEN = Stage(
+    name="given",
+    function="equipoise.export.given:read_given",
+    record=GivenRecord,
+    packages=("numpy",),
+)
+EMBED = Stage(
+    name="embed",
+    function="equipoise.export.embedded:embed",
+    record=EmbedRecord,
+    packages=_ONNX,
+)
+STATIC = Stage(
+    name="static",
+    function="equipoise.graph.static:static_stage",
+    record=StaticRecord,
+    packages=_ONNX,
+)
+VERIFY = Stage(
+    name="verify",
+    function="equipoise.parity.proof:verify",
+    record=VerifyRecord,
+    packages=_RUN,
 )
 REFERENCE = Stage(
     name="reference",
@@ -164,6 +194,8 @@ class Pipeline:
             samples=self.calibration,
             inputs=self.data.record.inputs,
             opset=self.job.target.opset,
+            max_ir_version=self.job.target.max_ir_version,
+            release=True,
         )
         return self._runner.run(EXPORT, config, label="export to ONNX")
 

@@ -299,15 +299,16 @@ def _steps(
     pipeline: Pipeline, tried: list[Candidate], *, chosen: Candidate, config: TuneConfig
 ) -> tuple[str, ...]:
     exported, data = pipeline.exported.record, pipeline.data.record
-    tolerance = ", ".join(f"{t.output} {t.atol:.2g}" for t in exported.tolerances)
+    tolerance = ", ".join(f"{t.output} {t.atol:.2g}" for t in exported.proof.tolerances)
     refused = [c.recipe.name for c in tried if c.verdict == "refused"]
     prepared = (
         f"Prepared {data.calibration_samples} calibration and {data.evaluation_samples} evaluation"
         " samples that do not overlap."
     )
     proved = (
-        f"Exported with {exported.exporter} to opset {exported.opset}; the outputs agree with"
-        f" {pipeline.reference.record.by} at batch 1 and at a larger batch within {tolerance}."
+        f"Exported with {exported.exporter} to opset {exported.verified.opset}; the outputs agree"
+        f" with {pipeline.reference.record.by} at {len(exported.verified.parity)} combinations of"
+        f" sizes within {tolerance}."
     )
     measured_words = (
         f"Made and measured {sum(c.measurement is not None for c in tried)} of {len(tried)}"

@@ -17,8 +17,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors", "record", "spec", "fs", "extras", "registry", "progress"),
     1: ("targets", "bundle", "data", "onnxio", "stages", "isolation"),
     2: ("runtimes",),
-    3: ("parity", "measure", "deploy", "testing"),
-    4: ("export", "graph", "quantize"),
+    3: ("graph", "parity", "measure", "deploy", "testing"),
+    4: ("export", "quantize"),
     5: ("recipe", "search", "report", "pipeline", "pack", "tuning", "checking", "doctor"),
     6: ("cli", "__main__"),
 }
@@ -31,6 +31,7 @@ PEERS: dict[str, set[str]] = {
     "extras": {"errors"},
     "registry": {"errors"},
     "stages": {"isolation"},
+    "bundle": {"data"},
     "measure": {"parity"},
     "search": {"recipe"},
     "report": {"search"},
@@ -60,7 +61,7 @@ _WRITERS_OF = {
     "json": {"dump"},
     "pickle": {"dump"},
 }  # fmt: skip
-_WRITES_TO_SCRATCH = {"export/export.py": ["program.save(path)"]}
+_WRITES_TO_SCRATCH: dict[str, list[str]] = {}
 """Calls in functions whose callers give them a path in ``fs.scratch_directory``."""
 _NO_MODULES = {"equipoise.__version__"}
 _SHUTIL_READERS = {"disk_usage", "which", "get_terminal_size"}

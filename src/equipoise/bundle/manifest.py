@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from equipoise import fs, record
-from equipoise.errors import IncompatibleError, IntegrityError
+from equipoise.data.preprocessing import ImagePreprocessing
+from equipoise.errors import DataError, IncompatibleError, IntegrityError
 from equipoise.spec import TensorSpec
 
 MANIFEST_FILE: Final = "manifest.json"
@@ -51,6 +52,8 @@ class Manifest:
         labels: Class names in index order; may be empty.
         tokenizer: File name of the tokenizer; None without text.
         max_length: Most tokens per text.
+        preprocessing: What is done to a picture first; None without pictures, and where the
+            source does not say or says it in a form that cannot be told here.
         versions: Package -> version of what made the bundle.
     """
 
@@ -66,6 +69,7 @@ class Manifest:
     labels: tuple[str, ...] = ()
     tokenizer: str | None = None
     max_length: int = 512
+    preprocessing: ImagePreprocessing | None = None
     versions: dict[str, str]
 
 
@@ -84,7 +88,10 @@ def read_manifest(directory: Path) -> Manifest:
         )
     text = fs.read_text(path, error=IntegrityError)
     _check_format(text, path)
-    return record.loads(Manifest, text, where=str(path), error=IntegrityError)
+    try:
+        return record.loads(Manifest, text, where=str(path), error=IntegrityError)
+    except DataError as error:  # steps of preprocessing that contradict each other
+        raise IntegrityError(f"{path}: {error.message}") from error
 
 
 def _check_format(text: str, path: Path) -> None:

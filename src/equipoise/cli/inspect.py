@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from equipoise.cli import console, options
-from equipoise.errors import UsageError
 
 if TYPE_CHECKING:
     from equipoise.graph.cost import ModelCost, TensorCost
@@ -29,7 +28,7 @@ def command(
     """
     from equipoise.graph.cost import analyze
 
-    found = analyze(_engine(path), sizes=dict(map(_size, dim or [])), top=top)
+    found = analyze(_engine(path), sizes=options.sizes(dim or (), option="--dim"), top=top)
     if json:
         console.print_json(found)
     else:
@@ -44,13 +43,6 @@ def _engine(path: Path) -> Path:
     manifest = read_manifest(path)
     verify(path, manifest)
     return path / manifest.engine.file
-
-
-def _size(text: str) -> tuple[str, int]:
-    name, _, value = text.partition("=")
-    if not name or not value.isdigit() or int(value) < 1:
-        raise UsageError(f"--dim {text!r}: give NAME=SIZE, such as sequence=128")
-    return name, int(value)
 
 
 def _print(found: ModelCost, *, path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from equipoise.errors import UsageError
+
 Source = Annotated[
     str,
     typer.Argument(
-        help="module:package.mod:factory with --weights, a local transformers directory,"
-        " or an .onnx file."
+        help="A local transformers directory, module:package.mod:factory or timm:NAME with"
+        " --weights, a .pt2 program, or an .onnx file."
     ),
 ]
 Data = Annotated[
@@ -21,10 +24,11 @@ Data = Annotated[
     ),
 ]
 Weights = Annotated[
-    Path | None, typer.Option(help="Safetensors file with the weights of a factory's module.")
+    Path | None,
+    typer.Option(help="Weights of a factory or timm model: .safetensors, or .pth read as data."),
 ]
 Task = Annotated[
-    str, typer.Option(help="token-classification or sequence-classification; from the config.")
+    str, typer.Option(help="Head of a transformers model; found in its config by default.")
 ]
 Calibration = Annotated[
     str | None,
@@ -56,3 +60,28 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 def names(text: str) -> tuple[str, ...]:
     """Comma separated names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def sizes(texts: Sequence[str], *, option: str) -> dict[str, int]:
+    """Sizes of dimensions from texts such as ``sequence=128``.
+
+    Raises:
+        UsageError: A text of another form, or a size below 1.
+    """
+    lists = size_lists(texts, option=option)
+    for name, values in lists.items():
+        if len(values) != 1:
+            raise UsageError(f"{option} {name}: give one size, not {len(values)}")
+    return {name: values[0] for name, values in lists.items()}
+
+
+def size_lists(texts: Sequence[str], *, option: str) -> dict[str, tuple[int, ...]]:
+    """Lists of sizes from texts such as ``sequence=32,64``. Raises as :func:`sizes`."""
+    found = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        numbers = names(values)
+        if not (name and equals and numbers and all(n.isdigit() and int(n) > 0 for n in numbers)):
+            raise UsageError(f"{option} {text!r}: expected NAME=SIZE, such as sequence=128")
+        found[name] = tuple(int(n) for n in numbers)
+    return found

@@ -21,5 +21,5 @@ def command(json: options.Json = False) -> None:
             f"  int8     {scheme.activation} activations, {scheme.weight} weights,"
             f" {'per channel' if scheme.per_channel else 'per tensor'}",
             f"  because  {scheme.reason}",
-            f"  opset    {target.opset}",
+            f"  opset    {target.opset}, IR version up to {target.max_ir_version}",
         )

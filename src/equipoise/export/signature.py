@@ -9,9 +9,8 @@ import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
-from equipoise import extras, onnxio
-from equipoise.errors import SourceError
-from equipoise.export.source import Source
+from equipoise import onnxio
+from equipoise.export.source import Source, path_of
 from equipoise.export.torch_model import build_module
 
 
@@ -37,12 +36,8 @@ def read_signature(config: SignatureConfig, *, output: Path) -> SignatureRecord:
     """
     source = config.source
     if source.kind == "onnx":
-        if source.path is None:
-            raise SourceError(f"{source.name}: an ONNX source needs a path")
-        inputs, _ = onnxio.graph_specs(onnxio.load_model(source.path))
+        inputs, _ = onnxio.graph_specs(onnxio.load_model(path_of(source)))
         return SignatureRecord(names=tuple(spec.name for spec in inputs))
-    with extras.require("torch").device("meta"):
-        module = build_module(source)
-    parameters = inspect.signature(module.forward).parameters.values()
+    parameters = inspect.signature(build_module(source).forward).parameters.values()
     open_ended = {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
     return SignatureRecord(names=tuple(p.name for p in parameters if p.kind not in open_ended))

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from equipoise import fs, record
-from equipoise.errors import SourceError, unknown_name
+from equipoise.errors import SourceError
+from equipoise.export.checkpoint import SUFFIXES
+from equipoise.export.tasks import TASKS, get_task, task_of
+from equipoise.export.transformers_model import read_config, weight_files
 
-Task = Literal["", "token-classification", "sequence-classification"]
-TASKS: Final = ("token-classification", "sequence-classification")
+Kind = Literal["factory", "timm", "transformers", "program", "onnx"]
+TIMM_PREFIX: Final = "timm:"
+_FACTORY_PREFIX: Final = "module:"
 _FORMS: Final = (
-    "Give module:package.mod:factory with --weights FILE.safetensors, a local transformers"
-    " directory, or an .onnx file."
+    "Give module:package.mod:factory or timm:NAME with --weights FILE, a local transformers"
+    " directory, a .pt2 program of torch.export, or an .onnx file."
 )
 
 
@@ -24,79 +28,114 @@ class Source:
     """A trained model.
 
     Attributes:
-        kind: ``factory``, ``transformers`` or ``onnx``.
+        kind: What builds it.
         name: What the user typed.
-        path: The transformers directory or ONNX file.
+        path: The transformers directory, ``.pt2`` program or ``.onnx`` file.
         factory: ``package.mod:function`` that builds the ``torch.nn.Module``.
-        weights: Its safetensors file.
-        task: Head of a transformers model.
+        weights: The checkpoint for a factory or a model of timm.
+        task: What the model is for: a name in ``tasks.TASKS``, or empty when nothing says.
         code_sha256: Hash of the Python files beside the factory, so that an edit counts.
         labels: Class names in index order, from a transformers config.
         tokenizer: ``tokenizer.json`` of a transformers directory.
+        processor: Its ``preprocessor_config.json`` or ``processor_config.json``.
     """
 
-    kind: Literal["factory", "transformers", "onnx"]
+    kind: Kind
     name: str
     path: Path | None = None
     factory: str = ""
     weights: Path | None = None
-    task: Task = ""
+    task: str = ""
     code_sha256: str = ""
     labels: tuple[str, ...] = ()
     tokenizer: Path | None = None
+    processor: Path | None = None
+
+
+def path_of(source: Source) -> Path:
+    """The file or directory of a source that has one.
+
+    Raises:
+        SourceError: It has none.
+    """
+    if source.path is None:
+        raise SourceError(f"{source.name}: a source of kind {source.kind!r} needs a path")
+    return source.path
 
 
 def parse_source(name: str, *, weights: Path | None = None, task: str = "") -> Source:
     """Find out what ``name`` means, and that it is there.
 
     Args:
-        name: ``module:package.mod:factory``, a transformers directory, or an ``.onnx`` file.
-        weights: Safetensors file for a factory.
-        task: Head of a transformers model; read from its config when empty.
+        name: ``module:package.mod:factory``, ``timm:NAME``, a transformers directory, a ``.pt2``
+            program or an ``.onnx`` file.
+        weights: Checkpoint for a factory or timm: .safetensors, .pth, .pt or .bin.
+        task: What a model is for; read from its config when empty.
 
     Raises:
         SourceError: Nothing of that name, or parts of it are missing.
+        UnsafeCheckpointError: A transformers directory asks to run code.
         UsageError: An unknown task.
     """
-    if task and task not in TASKS:
-        raise unknown_name("task", task, TASKS)
-    if name.startswith("module:"):
-        return _factory(name, weights=weights)
-    path = Path(name)
+    if task:
+        get_task(task)
+    if name.startswith(_FACTORY_PREFIX):
+        return _factory(name, weights=weights, task=task)
+    if name.startswith(TIMM_PREFIX):
+        checked = _weights(name, weights)
+        return Source(kind="timm", name=name, weights=checked, task=task or "image-classification")
     if weights is not None:
-        raise SourceError(f"--weights goes with a module: source, not with {name}", hint=_FORMS)
+        raise SourceError(
+            f"--weights goes with a module: or timm: source, not with {name}", hint=_FORMS
+        )
+    path = Path(name)
     if path.is_dir():
         return _transformers(path, task=task)
-    if path.suffix == ".onnx":
+    return _file(path, task=task)
+
+
+def _file(path: Path, *, task: str) -> Source:
+    kinds: dict[str, tuple[Kind, str]] = {
+        ".onnx": ("onnx", "ONNX file"),
+        ".pt2": ("program", "program"),
+    }
+    if path.suffix in kinds:
+        kind, word = kinds[path.suffix]
         if not path.is_file():
-            raise SourceError(f"no such ONNX file: {path}")
-        return Source(kind="onnx", name=name, path=path.resolve(), task=_task(task))
-    raise SourceError(f"{name!r} is no source", hint=_FORMS)
+            raise SourceError(f"no such {word}: {path}")
+        return Source(kind=kind, name=str(path), path=path.resolve(), task=task)
+    if path.suffix in SUFFIXES:
+        raise SourceError(
+            f"{str(path)!r} is no source: weights alone do not say what to compute",
+            hint=f"Say what builds the model: module:package.mod:factory --weights {path}.",
+        )
+    raise SourceError(f"{str(path)!r} is no source", hint=_FORMS)
 
 
-def _task(task: str) -> Task:
-    return next((known for known in TASKS if known == task), "")
-
-
-def _factory(name: str, *, weights: Path | None) -> Source:
-    factory = name.removeprefix("module:")
+def _factory(name: str, *, weights: Path | None, task: str) -> Source:
+    factory = name.removeprefix(_FACTORY_PREFIX)
     module, _, function = factory.partition(":")
     if not module or not function:
         raise SourceError(f"{name!r} names no function", hint=_FORMS)
-    if weights is None:
-        raise SourceError(f"{name!r} needs its weights", hint="Add --weights FILE.safetensors.")
-    if weights.suffix != ".safetensors" or not weights.is_file():
-        raise SourceError(
-            f"weights {weights}: not an existing .safetensors file",
-            hint="Save them with safetensors.torch.save_file(model.state_dict(), path).",
-        )
     return Source(
         kind="factory",
         name=name,
         factory=factory,
-        weights=weights.resolve(),
+        weights=_weights(name, weights),
+        task=task,
         code_sha256=_code_sha256(module),
     )
+
+
+def _weights(name: str, weights: Path | None) -> Path:
+    if weights is None:
+        raise SourceError(f"{name!r} needs its weights", hint="Add --weights FILE.safetensors.")
+    if weights.suffix not in SUFFIXES or not weights.is_file():
+        raise SourceError(
+            f"weights {weights}: not an existing .safetensors, .pth, .pt or .bin file",
+            hint="Save them with safetensors.torch.save_file(model.state_dict(), path).",
+        )
+    return weights.resolve()
 
 
 def _code_sha256(module: str) -> str:
@@ -121,53 +160,26 @@ def _module_file(module: str) -> Path:
 
 
 def _transformers(path: Path, *, task: str) -> Source:
-    config = _read_config(path)
-    if not any(
-        (path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")
-    ):
-        raise SourceError(
-            f"{path} has no model.safetensors",
-            hint="Save it with model.save_pretrained(path): pickled weights are not read.",
-        )
-    tokenizer = path / "tokenizer.json"
+    config = read_config(path)
+    weight_files(path)
+    found = task or task_of(config, directory=path).name
     return Source(
         kind="transformers",
         name=str(path),
         path=path.resolve(),
-        task=_task(task) or _task_of(config, path),
-        labels=_labels(config, path),
-        tokenizer=tokenizer.resolve() if tokenizer.is_file() else None,
+        task=found,
+        labels=_labels(config, path) if TASKS[found].classes else (),
+        tokenizer=_first_file(path, "tokenizer.json"),
+        processor=_first_file(path, "preprocessor_config.json", "processor_config.json"),
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    file = path / "config.json"
-    text = fs.read_text(file, error=SourceError)
-    try:
-        config = record.parse(text)
-    except ValueError as error:
-        raise SourceError(f"{file} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise SourceError(f"{file} holds no JSON object: this is no transformers directory")
-    return config
+def _first_file(directory: Path, *names: str) -> Path | None:
+    files = (directory / name for name in names)
+    return next((file.resolve() for file in files if file.is_file()), None)
 
 
-def _task_of(config: dict[str, Any], path: Path) -> Task:
-    """The task by the name of the architecture."""
-    architecture = str((config.get("architectures") or [""])[0])
-    for ending, task in (
-        ("ForTokenClassification", TASKS[0]),
-        ("ForSequenceClassification", TASKS[1]),
-    ):
-        if architecture.endswith(ending):
-            return _task(task)
-    raise SourceError(
-        f"{path}: no task is known for architecture {architecture!r}",
-        hint=f"Say it with --task; known: {', '.join(TASKS)}.",
-    )
-
-
-def _labels(config: dict[str, Any], path: Path) -> tuple[str, ...]:
+def _labels(config: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     names = config.get("id2label") or {}
     try:
         by_index = {int(index): str(name) for index, name in names.items()}

@@ -4,62 +4,64 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final
 
 import numpy as np
 
 from equipoise import extras
 from equipoise.errors import SourceError
-from equipoise.export.source import Source
+from equipoise.export.checkpoint import load_weights, require_finite_weights
+from equipoise.export.program import load_program, program_module
+from equipoise.export.source import TIMM_PREFIX, Source, path_of
+from equipoise.export.timm_model import build_timm
+from equipoise.export.transformers_model import build_transformers, load_transformers
 from equipoise.spec import Array, describe
-
-_AUTO_CLASSES = {
-    "token-classification": "AutoModelForTokenClassification",
-    "sequence-classification": "AutoModelForSequenceClassification",
-}
 
 
 def load_module(source: Source) -> Any:
-    """Build the ``torch.nn.Module`` of ``source`` with its weights, in evaluation mode.
+    """Build the ``torch.nn.Module`` of ``source`` with its weights, in float32, to evaluate.
+
+    A transformers model may come behind an adapter that shows one task of it, and a program behind
+    one that shows its inputs by name; what is inside is their ``model`` or ``inner``.
 
     Raises:
-        SourceError: The factory or the weights do not fit.
-        MissingExtraError: PyTorch or transformers is not installed.
+        SourceError: It cannot be built, or the weights do not fit.
+        UnsafeCheckpointError: A file asks to run code.
+        NonFiniteError: A weight is NaN or infinite.
+        MissingExtraError: PyTorch, transformers or timm is not installed.
     """
-    if source.kind == "transformers":
-        module = _from_transformers(source, "from_pretrained")
-    else:
-        module = _call_factory(source)
-        if source.weights is not None:
-            _load_weights(module, source.weights)
-    return module.float().eval()
+    module = _LOADERS[source.kind](source)
+    require_finite_weights(module, what=str(source.weights or source.name))
+    # A program fixed its dtypes when it was exported: changing its weights would break it.
+    return module if source.kind == "program" else module.float().eval()
 
 
 def build_module(source: Source) -> Any:
-    """Build the ``torch.nn.Module`` of ``source`` without its weights. Raises as above."""
-    if source.kind == "transformers":
-        return _from_transformers(source, "from_config")
-    return _call_factory(source)
+    """The same without weights, on PyTorch's ``meta`` device. Raises as above."""
+    torch = extras.require("torch")
+    if source.kind == "program":
+        return _program(source)
+    with torch.device("meta"):
+        if source.kind == "transformers":
+            return build_transformers(path_of(source), task=source.task)
+        return _EMPTY[source.kind](source)
 
 
-def _from_transformers(source: Source, method: Literal["from_pretrained", "from_config"]) -> Any:
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a local directory needs no network, and gets none
-    transformers = extras.require("transformers")
-    auto = getattr(transformers, _AUTO_CLASSES[source.task])
-    try:
-        if method == "from_config":
-            config = transformers.AutoConfig.from_pretrained(source.path, local_files_only=True)
-            return auto.from_config(config)
-        return auto.from_pretrained(source.path, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise SourceError(f"transformers cannot read {source.path}: {error}") from error
+def _transformers(source: Source) -> Any:
+    return load_transformers(path_of(source), task=source.task)
 
 
-def _call_factory(source: Source) -> Any:
+def _program(source: Source) -> Any:
+    return program_module(load_program(path_of(source)))
+
+
+def _timm(source: Source) -> Any:
+    return build_timm(source.name.removeprefix(TIMM_PREFIX))
+
+
+def _factory(source: Source) -> Any:
     torch = extras.require("torch")
     name, _, function = source.factory.partition(":")
     try:
@@ -71,13 +73,25 @@ def _call_factory(source: Source) -> Any:
     return module
 
 
-def _load_weights(module: Any, weights: Path) -> None:
-    safetensors: Any = extras.require("safetensors.torch")
-    try:
-        module.load_state_dict(safetensors.load_file(weights))
-    except Exception as error:  # safetensors raises its own Rust exception type
-        first = str(error).partition("\n")[2].strip().partition("\n")[0] or str(error)
-        raise SourceError(f"{weights} does not fit the model: {first}") from error
+def _filled(build: Callable[[Source], Any]) -> Callable[[Source], Any]:
+    """A loader that builds a module and gives it the weights in the source's file."""
+
+    def load(source: Source) -> Any:
+        module = build(source)
+        if source.weights is not None:
+            load_weights(module, source.weights)
+        return module
+
+    return load
+
+
+_EMPTY: Final = {"factory": _factory, "timm": _timm}
+_LOADERS: Final = {
+    "transformers": _transformers,
+    "program": _program,
+    "factory": _filled(_factory),
+    "timm": _filled(_timm),
+}
 
 
 class NamedModule:

@@ -1,7 +1,8 @@
 """The fusion stage: attention, skip layer norm and bias GELU as single ONNX Runtime operators.
 
-By onnxscript's ``optimize_for_ort``: on graphs of today's exporters it fuses attention where
-``onnxruntime.transformers.optimizer`` fuses none.
+By onnxscript's ``optimize_for_ort``. On a MiniLM encoder as PyTorch exports it, that fuses all six
+attentions and is 2 to 4 % faster than the unfused graph; ``onnxruntime.transformers.optimizer``,
+told type and heads, fuses none of them and gains nothing (benchmarks/records/fusions.json).
 """
 
 from __future__ import annotations
@@ -36,14 +37,13 @@ def fuse(config: FuseConfig, *, output: Path) -> FuseRecord:
     Raises:
         SourceError: The model is no ONNX file, or the rewriter cannot take it.
     """
-    onnxio.load_model(config.model)
-    ir: Any = extras.require("onnx_ir")
+    model = onnxio.load_ir(config.model)
     fusions: Any = extras.require("onnxscript.rewriter.ort_fusions")
     try:
-        model, counts = fusions.optimize_for_ort(ir.load(config.model))
+        model, counts = fusions.optimize_for_ort(model)
     except Exception as error:  # a rewriter may raise anything on a graph it does not know
         raise SourceError(f"{config.model}: the fusions failed: {error}") from error
     made = {name: int(count) for name, count in counts.items() if count}
     if made:
-        onnxio.save_model(ir.to_proto(model), output / MODEL_FILE)
+        onnxio.save_ir(model, output / MODEL_FILE)
     return FuseRecord(fusions=made)

@@ -130,7 +130,7 @@ class Comparison:
         return tuple(meter.result() for meter in self._meters.values())
 
 
-def require_finite(outputs: Mapping[str, Array], *, sample: int, what: str) -> None:
+def require_finite(outputs: Mapping[str, Array], *, sample: int | str, what: str) -> None:
     """Refuse NaN and infinity in ``outputs``.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from equipoise.parity.compare import OutputParity
+from equipoise.parity.proof import SizeParity
 from equipoise.parity.tolerance import Tolerance
 
 
@@ -17,8 +18,7 @@ class ParityRecord:
         exporter: Which exporter's file was kept.
         samples: Number of real samples that the engine was compared on.
         tolerances: Allowed difference of the exported float model, per output.
-        exported: The exported float model against the reference, batch 1.
-        exported_batch: The same at another batch; empty when no two samples had equal shapes.
+        exported: The exported float model against the reference, at every size it was proved at.
         engine: The engine against the reference, batch 1, on all samples.
         engine_batch: The same at another batch.
     """
@@ -27,7 +27,6 @@ class ParityRecord:
     exporter: str
     samples: int
     tolerances: tuple[Tolerance, ...]
-    exported: tuple[OutputParity, ...]
-    exported_batch: tuple[OutputParity, ...]
+    exported: tuple[SizeParity, ...]
     engine: tuple[OutputParity, ...]
     engine_batch: tuple[OutputParity, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,6 +64,32 @@ def tolerances(
                 )
             ),
         )
+        for name, floor in floors.items()
+    )
+
+
+def relative_tolerances(
+    expected: Sequence[Mapping[str, Array]], again: Sequence[Mapping[str, Array]] = ()
+) -> tuple[Tolerance, ...]:
+    """Tolerances without a float64 model.
+
+    The floor is sixteen units in the last place of the largest value, or the difference to
+    ``again``, the same samples computed in another order, if that is larger.
+    """
+    scales: dict[str, float] = {}
+    spreads: dict[str, float] = {}
+    for outputs in expected:
+        for name, array in outputs.items():
+            largest = float(np.abs(array.astype(np.float64)).max(initial=0.0))
+            scales[name] = max(scales.get(name, 0.0), largest)
+    for outputs, other in zip(expected, again, strict=False):
+        for name, array in outputs.items():
+            difference = np.abs(array.astype(np.float64) - other[name].astype(np.float64))
+            spreads[name] = max(spreads.get(name, 0.0), float(difference.max(initial=0.0)))
+    unit = float(np.finfo(np.float32).eps) * 16
+    floors = {name: max(unit * scale, spreads.get(name, 0.0)) for name, scale in scales.items()}
+    return tuple(
+        Tolerance(output=name, floor=floor, atol=NOISE_FACTOR * max(floor, unit * 1e-6))
         for name, floor in floors.items()
     )
 

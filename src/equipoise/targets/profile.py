@@ -36,6 +36,8 @@ class Target:
         runtime: Runtime of its engines.
         int8: Its integer scheme.
         opset: ONNX opset to export with.
+        resizes: Whether its runtime resizes pictures in the graph.
+        max_ir_version: Largest IR version of an ONNX file that the runtime reads.
     """
 
     name: str
@@ -43,3 +45,5 @@ class Target:
     runtime: str
     int8: Int8Scheme
     opset: int
+    max_ir_version: int
+    resizes: bool = True

@@ -10,6 +10,8 @@ from equipoise.targets.machine import Machine
 from equipoise.targets.profile import Int8Scheme, Target
 
 _OPSET: Final = 20
+_MAX_IR_VERSION: Final = 13
+"""Of onnxruntime 1.32, which the extra asks for at least."""
 _DOT_PRODUCT_FLAGS: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
@@ -46,6 +48,7 @@ def _cpu(machine: Machine) -> Target:
         runtime="onnxruntime",
         int8=cpu_scheme(machine),
         opset=_OPSET,
+        max_ir_version=_MAX_IR_VERSION,
     )
 
 
