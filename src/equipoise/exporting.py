@@ -22,7 +22,7 @@ from equipoise.graph.fuse import FuseConfig
 from equipoise.graph.static import StaticConfig
 from equipoise.parity.proof import VerifyConfig, VerifyRecord
 from equipoise.parity.sizes import BATCH
-from equipoise.pipeline import EMBED, EXPORT, FUSE, GIVEN, MODEL_FILE, PREPARE, STATIC, VERIFY
+from equipoise.pipeline import EMBED, EXPORT, FUSE, GIVEN, MODEL_FILE, STATIC, VERIFY, prepare
 from equipoise.spec import TensorSpec
 from equipoise.stages import Observer, StageResult, StageRunner, default_cache
 from equipoise.targets.machine import detect_machine
@@ -189,7 +189,7 @@ def _samples(
 ) -> tuple[Path | None, tuple[TensorSpec, ...]]:
     """Rows of inputs and their specs; None lets the model make its own."""
     if request.data is not None:
-        prepared = runner.run(PREPARE, _data_config(request, source), label="prepare data")
+        prepared = prepare(_data_config(request, source), source=source, runner=runner)
         return prepared.files / "calibration", prepared.record.inputs
     if request.sample is None and not request.inputs:
         return None, ()
@@ -246,7 +246,8 @@ class _Files:
         return [(self._model, {}), *((self._fixed(sizes), sizes) for sizes in combinations)]
 
     def _fixed(self, sizes: dict[str, int]) -> Path:
-        config = StaticConfig(model=self._model, sizes=sizes)
+        """Dimensions that are no bucket get the size they were traced at."""
+        config = StaticConfig(model=self._model, sizes=self._exported.record.proof.runs[0] | sizes)
         return self._runner.run(STATIC, config, label="fix the shapes").files / MODEL_FILE
 
     def finish(
@@ -268,7 +269,7 @@ class _Files:
         written = []
         for model, sizes, verified in finished:
             path = _named(self._request.output, sizes)
-            onnxio.save_ir(onnxio.load_ir(model), path)
+            onnxio.copy_model(model, path)
             size_bytes = onnxio.file_bytes(path)
             written.append(ExportedFile(path=path, size_bytes=size_bytes, verified=verified))
         return tuple(written)

@@ -138,14 +138,6 @@ def copy_file(source: Path, destination: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
-def copy_model(source: Path, destination: Path) -> None:
-    """Copy an ONNX file with the external data beside it, which keeps the name that it has."""
-    data = source.with_name(f"{source.name}.data")
-    if data.is_file():
-        copy_file(data, destination.with_name(data.name))
-    copy_file(source, destination)
-
-
 @contextlib.contextmanager
 def appending(path: Path) -> Iterator[BinaryIO]:
     """A new file inside a staged directory, to be written in pieces."""

@@ -194,6 +194,19 @@ def save_ir(model: Any, path: Path) -> None:
         fs.move_into_place(file.with_name(data.name), weights)
 
 
+def copy_model(source: Path, path: Path) -> None:
+    """Copy a checked model; external data gets the name that goes with ``path``.
+
+    Raises:
+        OutputError: The place cannot be written.
+    """
+    if _data_file(source).is_file():
+        save_ir(load_ir(source), path)
+    else:
+        fs.copy_file(source, path)
+        fs.remove(_data_file(path))
+
+
 def ir_weight_bytes(model: Any) -> int:
     """Bytes of all initializers of an ``onnx_ir.Model``, none of them read."""
     values = (value for graph in model.graphs() for value in graph.initializers.values())

@@ -179,12 +179,7 @@ class Pipeline:
     @cached_property
     def data(self) -> StageResult[DataRecord]:
         """Calibration and evaluation samples on disk."""
-        data = self.job.data
-        if data.tokenizer is not None:
-            config = SignatureConfig(source=self.job.source)
-            found = self._runner.run(SIGNATURE, config, label="read the signature")
-            data = replace(data, accepted=found.record.names)
-        return self._runner.run(PREPARE, data, label="prepare data")
+        return prepare(self.job.data, source=self.job.source, runner=self._runner)
 
     @cached_property
     def exported(self) -> StageResult[ExportRecord]:
@@ -313,6 +308,15 @@ class Pipeline:
     @cached_property
     def _machine(self) -> str:
         return record.dumps(self.job.machine)
+
+
+def prepare(data: DataConfig, *, source: Source, runner: StageRunner) -> StageResult[DataRecord]:
+    """Calibration and evaluation samples on disk, with the text inputs that the source takes."""
+    if data.tokenizer is not None:
+        config = SignatureConfig(source=source)
+        found = runner.run(SIGNATURE, config, label="read the signature")
+        data = replace(data, accepted=found.record.names)
+    return runner.run(PREPARE, data, label="prepare data")
 
 
 def _fusion_notes(fused: FuseRecord) -> tuple[str, ...]:

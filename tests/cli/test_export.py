@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -215,3 +217,48 @@ def test_what_cannot_be_is_a_typed_error_and_writes_nothing(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (shop / "x.onnx").exists()
+
+
+LARGE = '''
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    """Eight wide layers, 2.3 GB in all."""
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8480, 8480, bias=False) for _ in range(8))
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+'''
+MEMORY_LIMIT_BYTES = 12_000_000_000
+
+
+@pytest.mark.slow
+def test_a_model_above_two_gigabytes_is_exported_in_bounded_memory(
+    tmp_path: Path, equipoise: Run
+) -> None:
+    """Its weights are in one file beside it; no process takes as much as 12 GB."""
+    (tmp_path / "large.py").write_text(LARGE)
+    layer = torch.nn.init.orthogonal_(torch.empty(64, 64)).repeat(133, 133)[:8480, :8480] / 133
+    weights = {f"layers.{i}.weight": (layer * (1 + i / 100)).contiguous() for i in range(8)}
+    save_file(weights, tmp_path / "large.safetensors")
+    del weights, layer
+    try:
+        done = equipoise(
+            "export", "module:large:Net", "--weights", "large.safetensors",
+            "--input", "x=float32[batch,8480]", "-o", "out/large.onnx", "--release",
+            "--cache-dir", "cache", cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == ["large.onnx", "large.onnx.data"]
+        assert (tmp_path / "out/large.onnx.data").stat().st_size > 2_300_000_000
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        assert peak < MEMORY_LIMIT_BYTES
+        session = onnxruntime.InferenceSession(str(tmp_path / "out/large.onnx"))
+        assert session.run(None, {"x": np.ones((1, 8480), np.float32)})[0].shape == (1, 8480)
+    finally:
+        shutil.rmtree(tmp_path)

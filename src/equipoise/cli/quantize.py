@@ -41,7 +41,7 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Quantise a float ONNX file to int8."""
-    from equipoise import fs
+    from equipoise import fs, onnxio
     from equipoise.tuning import TuneConfig, make_pipeline
 
     config = TuneConfig(
@@ -60,7 +60,7 @@ def command(
         saturates = pipeline.job.target.int8.saturates
         quantization = _quantization(scheme, saturates if reduce_range is None else reduce_range)
         made = pipeline.quantize(pipeline.float_model, quantization, label=str(scheme))
-        fs.copy_model(made.files / made.record.file, output)
+        onnxio.copy_model(made.files / made.record.file, output)
     if json:
         console.print_json(made.record)
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from equipoise import onnxio
 from equipoise.data.store import Rows
-from equipoise.errors import SourceError, UsageError
+from equipoise.errors import BackendError, SourceError, UsageError
 from equipoise.export.config import PROOF_DIRECTORY, ExportConfig, ExportRecord
 from equipoise.export.rung import MODEL_FILE
 from equipoise.export.samples import random_rows
@@ -23,9 +23,9 @@ from equipoise.parity.sizes import (
     proving_sizes,
 )
 from equipoise.parity.tolerance import relative_tolerances
-from equipoise.runtimes.protocol import SessionSettings
+from equipoise.runtimes.protocol import Session, SessionSettings
 from equipoise.runtimes.registry import session_opener
-from equipoise.spec import Array, TensorSpec
+from equipoise.spec import Array, Feeds, TensorSpec, describe
 
 _MOST_ROWS = 16
 
@@ -66,7 +66,7 @@ def _prove(config: ExportConfig, source: Path, *, directory: Path) -> ProofRecor
     ) as session:
         rows, specs, made_by = _inputs(config, session.inputs)
         runs, feeds = _runs(rows, specs, config)
-        expected = [session.run(one) for one in feeds]
+        expected = [_run(session, one, config) for one in feeds]
     for sizes, outputs in zip(runs, expected, strict=True):
         require_finite(outputs, sample=in_words(sizes), what=str(source))
     proof = ProofRecord(
@@ -79,6 +79,17 @@ def _prove(config: ExportConfig, source: Path, *, directory: Path) -> ProofRecor
     )
     write_proof(directory, proof, inputs=feeds, outputs=expected)
     return proof
+
+
+def _run(session: Session, feeds: Feeds, config: ExportConfig) -> dict[str, Array]:
+    try:
+        return session.run(feeds)
+    except BackendError as error:
+        raise SourceError(
+            f"{config.source.path} does not run on {', '.join(map(describe, feeds.values()))}:"
+            f" {error.message}",
+            hint="Give --sample FILE.npz with inputs that fit it.",
+        ) from error
 
 
 def _inputs(
@@ -102,11 +113,11 @@ def _inputs(
 
 
 def _settled(spec: TensorSpec, given: TensorSpec) -> TensorSpec:
-    """The file's spec with the data's names for its dynamic dimensions."""
+    """The file's spec, with the sizes of the data where those never differ."""
     if len(spec.shape) != len(given.shape):
         return spec
     shape = tuple(
-        size if isinstance(size, int) else dim
+        size if isinstance(size, int) or isinstance(dim, str) else dim
         for size, dim in zip(spec.shape, given.shape, strict=True)
     )
     return replace(spec, shape=shape)
@@ -117,7 +128,8 @@ def _runs(
 ) -> tuple[list[dict[str, int]], list[dict[str, Array]]]:
     names = dimension_names(specs)
     sizes = natural_sizes(specs, rows[0])
-    wanted = [*proving_sizes(names, sizes), *config.shapes.also] if names else []
+    wanted = [*proving_sizes(names, sizes)] if names else []
+    wanted += [wanted[0] | one for one in config.shapes.also if names]
     feeds = [feeds_of(rows, specs, one, start=i) for i, one in enumerate(wanted)]
     return [*wanted, *(natural_sizes(specs, row) for row in rows)], [*feeds, *map(dict, rows)]
 

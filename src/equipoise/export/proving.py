@@ -128,7 +128,8 @@ def _runs(
     names = dimension_names(specs)
     longest = max(samples.rows, key=lambda row: sum(array.size for array in row.values()))
     natural = natural_sizes(samples.inputs, longest)
-    wanted = [*proving_sizes(names, natural), *shapes.also]
+    wanted = [*proving_sizes(names, natural)]
+    wanted += [wanted[0] | sizes for sizes in shapes.also]
     feeds = [feeds_of(samples.rows, specs, sizes, start=i) for i, sizes in enumerate(wanted)]
     for row in samples.rows[:_MOST_ROWS]:
         sizes = natural_sizes(samples.inputs, row)

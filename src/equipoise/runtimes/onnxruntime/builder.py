@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-from equipoise import extras, fs
+from equipoise import extras, fs, onnxio
 from equipoise.runtimes.onnxruntime.session import open_inference_session, session_options
 from equipoise.runtimes.protocol import Availability, EngineRecord, SessionSettings
 
@@ -38,7 +38,7 @@ class OnnxRuntimeBuilder:
             SourceError: ONNX Runtime refuses the model.
         """
         kernels = rewritten_operators(model, settings=settings)
-        fs.copy_model(model, output / ENGINE_FILE)
+        onnxio.copy_model(model, output / ENGINE_FILE)
         return EngineRecord(
             file=ENGINE_FILE,
             size_bytes=fs.tree_size_bytes(output),
