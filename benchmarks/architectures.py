@@ -1083,15 +1083,25 @@ def table(found: Record) -> str:
         by_way = {outcome.way: outcome for outcome in row.outcomes}
         cells = [_cell(by_way[way]) if way in by_way else "–" for way in ways]
         lines.append(_line([f"{row.name} (`{row.model}`)", row.task, *cells, _why(row)]))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, _EXPLAINED])
 
+
+_EXPLAINED = """
+## What no exporter can follow
+
+- **mamba** and **funnel** compute sizes in Python from the length of the text: a loop over the
+  positions, a pooling plan. A graph traced at one length is right at that length alone. The plain
+  exporter writes it all the same; equipoise refuses it, and takes both with `--dynamic batch`.
+- **longformer** decides by the values of its mask which positions are global. `torch.export`
+  refuses the guard, and the trace of the TorchScript exporter is wrong at other lengths.
+"""
 
 _HEAD = """# Architectures that export
 
 Written by `benchmarks/architectures.py` from `benchmarks/records/architectures.json`: small models
 with seeded random weights, each exported by the command line of equipoise and by
-`torch.onnx.export(dynamo=True)` with `Dim.AUTO` for the batch and the length. A file counts as ok
-when ONNX Runtime gives PyTorch's shapes and its numbers within {tolerance:g} of the largest one, at
+`torch.onnx.export(dynamo=True)` with `Dim.AUTO` for the batch and the length. A file is ok when
+ONNX Runtime gives PyTorch's shapes and its numbers within {tolerance:g} of the largest one, at
 batch 1 and 3 and at two lengths where there is one. {summary}. Made with {versions}.
 """
 

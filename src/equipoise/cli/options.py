@@ -28,7 +28,11 @@ Weights = Annotated[
     typer.Option(help="Weights of a factory or timm model: .safetensors, or .pth read as data."),
 ]
 Task = Annotated[
-    str, typer.Option(help="Head of a transformers model; found in its config by default.")
+    str,
+    typer.Option(
+        help="Head or part of a transformers model, such as feature-extraction, encoder, decoder or"
+        " image-embedding; found in its config by default."
+    ),
 ]
 Calibration = Annotated[
     str | None,
