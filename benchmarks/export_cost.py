@@ -77,8 +77,9 @@ class Run:
         wall_s: From the start of the first process to the exit of the last.
         largest_bytes: Peak resident memory of the largest single process of the tree, as the
             kernel kept it (``ru_maxrss`` of the tree).
-        sum_bytes: Largest sum over the tree of what its processes had resident at one time, shared
-            pages counted once (proportional set size), looked at every 50 ms.
+        sum_bytes: Largest sum over the tree of what its processes had resident at one time, looked
+            at every 50 ms. What processes share is counted for each of them: an upper bound, and
+            one that does not depend on what else runs on the machine.
         file_bytes: The file with its external data.
     """
 
@@ -261,12 +262,12 @@ def _tree(root: int) -> Iterator[int]:
 
 
 def _resident_bytes(pid: int) -> int:
-    """What a process has resident, with its share of what it shares; 0 when it has ended."""
+    """What a process has resident; 0 when it has ended."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 # Joining.
