@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from equipoise.data.store import write_rows
 from equipoise.errors import RecipeError, SourceError
 from equipoise.parity.compare import ParityMeter
-from equipoise.quantize.calibrate import CalibrateConfig, calibrate, read_ranges
+from equipoise.quantize.calibrate import CalibrateConfig, calibrate
 from equipoise.quantize.quantize import QuantizeConfig, quantize
 from equipoise.quantize.schemes import DynamicInt8, StaticInt8, WeightOnlyInt8
 
@@ -136,27 +136,6 @@ def test_guard_leaves_products_of_weights_in_integers(block, tmp_path) -> None:
     assert {"Softmax", "LayerNormalization", "Add"} <= in_float
     assert sum(node.operator == "MatMul" for node in record.float_nodes) == 2
     assert record.quantized["QuantizeLinear"] > 0
-
-
-def test_ranges_are_those_of_numpy_over_ragged_samples(tmp_path: Path) -> None:
-    """Minimum, maximum and power of every activation; infinities are counted apart."""
-    weights = {"w": GENERATOR.normal(size=(4, 3)).astype(np.float32)}
-    node = helper.make_node
-    nodes = [node("MatMul", ["x", "w"], ["y"]), node("Log", ["y"], ["z"])]
-    model = save(
-        tmp_path / "m.onnx", nodes, [("x", TensorProto.FLOAT, ["n", 4])], [("z", ["n", 3])], weights
-    )
-    rows = [{"x": GENERATOR.normal(size=(n, 4)).astype(np.float32)} for n in (1, 5, 2)]
-    write_rows(tmp_path / "rows", rows)
-    calibrate(CalibrateConfig(model=model, samples=tmp_path / "rows"), output=tmp_path)
-    found = read_ranges(tmp_path).tensors
-    x = np.concatenate([row["x"] for row in rows])
-    y = x @ weights["w"]
-    assert (found["x"].low, found["x"].high) == (x.min(), x.max())
-    assert found["y"].low == pytest.approx(y.min(), rel=1e-5)
-    assert found["y"].mean_square == pytest.approx(np.square(y).mean(), rel=1e-5)
-    assert found["z"].non_finite == np.sum(y <= 0)
-    assert found["z"].high == pytest.approx(np.log(y[y > 0]).max(), rel=1e-4)
 
 
 def test_predicted_signal_to_noise_is_what_rounding_gives() -> None:

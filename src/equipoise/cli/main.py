@@ -12,13 +12,25 @@ from typing import Annotated, Final
 import typer
 
 from equipoise import __version__
-from equipoise.cli import bench, check, doctor, export, inspect, quantize, run, targets, tune
+from equipoise.cli import (
+    bench,
+    check,
+    diagnose,
+    doctor,
+    export,
+    inspect,
+    quantize,
+    run,
+    targets,
+    tune,
+)
 from equipoise.errors import EquipoiseError, InterruptedRunError
 
 COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "tune": tune.command,
     "export": export.command,
     "quantize": quantize.command,
+    "diagnose": diagnose.command,
     "check": check.command,
     "bench": bench.command,
     "run": run.command,

@@ -1,27 +1,51 @@
-"""Calibration: what range the activations of a float model take on real samples.
+"""Calibration: what the activations of a float model do on real samples.
 
-One pass, one sample at a time: memory is that of one sample plus five numbers per tensor,
-whatever the number of samples and however their shapes differ.
+One sample at a time, one pass for each group of tensors that fits into memory. What is kept does
+not grow with the number of samples, however their shapes differ: extremes, means, a histogram and
+the figures of each channel. Which range follows from them is a question for ``ranges``.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
-from equipoise import extras, fs, onnxio, progress, record
+from equipoise import extras, onnxio
 from equipoise.data.store import Rows
-from equipoise.errors import DataError
-from equipoise.runtimes.protocol import SessionSettings
-from equipoise.runtimes.registry import session_opener
+from equipoise.errors import RecipeError
+from equipoise.quantize.accumulate import AccumulateSettings, Accumulator
+from equipoise.quantize.observe import ObserveSettings, observe_rows
+from equipoise.quantize.statistics import (
+    Ranges,
+    Statistics,
+    TensorRange,
+    TensorStatistics,
+    read_ranges,
+    read_statistics,
+    write_statistics,
+)
+from equipoise.quantize.structure import load_structure
 from equipoise.spec import Array
 
-_FILE: Final = "ranges.json"
+__all__ = [
+    "CalibrateConfig",
+    "CalibrateRecord",
+    "Ranges",
+    "TensorRange",
+    "calibrate",
+    "float_activations",
+    "read_ranges",
+    "read_statistics",
+]
+
+FEW_SAMPLES: Final = 32
+"""Below this a range has seen too little; vendors ask for 64 to 512."""
+
+_NAMED: Final = 3
+_CONVOLUTIONS: Final = frozenset({"Conv", "ConvTranspose"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,161 +56,154 @@ class CalibrateConfig:
         model: Float ONNX file.
         samples: Directory of calibration inputs, written by ``data.store``.
         threads: Threads per operator.
+        tensors: Names of the activations to calibrate; all float activations when empty.
+        settings: How statistics are taken.
+        group_bytes: Bytes of activations held at a time. A model whose activations take more on its
+            largest sample is run over the samples several times. None: see ``ObserveSettings``.
     """
 
     model: Path
     samples: Path
     threads: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorRange:
-    """What one activation did over all samples.
-
-    Attributes:
-        low: Least finite value.
-        high: Largest finite value.
-        mean_square: Mean of the squared finite values.
-        count: Number of finite values.
-        non_finite: Number of infinities and NaNs: mask constants, mostly.
-    """
-
-    low: float
-    high: float
-    mean_square: float
-    count: int
-    non_finite: int
-
-    @property
-    def magnitude(self) -> float:
-        """Largest absolute finite value."""
-        return max(abs(self.low), abs(self.high))
-
-    @property
-    def int8_sqnr_db(self) -> float:
-        """Signal to quantisation noise, in dB, of this tensor on its own 8-bit grid.
-
-        With step ``s = (max - min) / 255`` over a range that includes zero, uniform rounding noise
-        has power ``s**2 / 12`` (Widrow and Kollar, Quantization Noise, 2008, ch. 4); the signal has
-        power ``mean_square``. Outliers stretch the range and leave few steps for the rest, which
-        is how static int8 collapses.
-        """
-        step = (max(self.high, 0.0) - min(self.low, 0.0)) / 255
-        if step == 0.0 or self.mean_square == 0.0:
-            return math.inf
-        return 10 * math.log10(self.mean_square / (step**2 / 12))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranges:
-    """Ranges of all float activations of a model, and what they came from."""
-
-    tensors: dict[str, TensorRange]
-    samples: int
-
-
-def read_ranges(directory: Path) -> Ranges:
-    """The ranges that :func:`calibrate` left in ``directory``."""
-    path = directory / _FILE
-    return record.loads(Ranges, fs.read_text(path, error=DataError), where=str(path))
+    tensors: tuple[str, ...] = ()
+    settings: AccumulateSettings = field(default_factory=AccumulateSettings)
+    group_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateRecord:
-    """What calibration saw: numbers of samples and of tensors."""
+    """What calibration saw.
+
+    Attributes:
+        samples: Number of samples.
+        tensors: Number of activations.
+        notes: What a user should know about the samples, in words.
+    """
 
     samples: int
     tensors: int
-
-
-class _Running:
-    """Range and power of one tensor, so far."""
-
-    def __init__(self) -> None:
-        self.low, self.high = math.inf, -math.inf
-        self.square_sum, self.count, self.non_finite = 0.0, 0, 0
-
-    def add(self, values: Array) -> None:
-        """Add the values of one sample; a minimum and a maximum that are finite vouch for all."""
-        if not values.size:
-            return
-        flat = values.ravel()
-        low, high = float(flat.min()), float(flat.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            finite = flat[np.isfinite(flat)]
-            self.non_finite += flat.size - finite.size
-            if finite.size:
-                self.add(finite)
-            return
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self.square_sum += _square_sum(flat)
-        self.count += flat.size
-
-    def range(self) -> TensorRange:
-        seen = self.count > 0
-        return TensorRange(
-            low=self.low if seen else 0.0,
-            high=self.high if seen else 0.0,
-            mean_square=self.square_sum / self.count if seen else 0.0,
-            count=self.count,
-            non_finite=self.non_finite,
-        )
-
-
-def _square_sum(flat: Array) -> float:
-    """Sum of squares; in float64 only where float32 overflows, as at mask constants."""
-    with np.errstate(over="ignore"):
-        fast = float(np.dot(flat, flat))
-    return fast if math.isfinite(fast) else float(np.square(flat, dtype=np.float64).sum())
+    notes: tuple[str, ...] = ()
 
 
 def calibrate(config: CalibrateConfig, *, output: Path) -> CalibrateRecord:
-    """Run the model on the samples and write the range of every float activation.
+    """Run the model on the samples and write the statistics of its activations.
 
     Raises:
         SourceError: The model is no ONNX file.
+        RecipeError: It has no such float activation as was asked for, or none at all.
         DataError: There are no samples.
         InputError: The samples do not fit the model.
+        OutputError: ``output`` cannot be written.
     """
     rows = Rows(config.samples)
-    settings = SessionSettings(threads=config.threads)
-    with fs.scratch_directory() as folder:
-        names = _save_with_outputs(config.model, folder / "augmented.onnx")
-        running = {name: _Running() for name in names}
-        open_session = session_opener("onnxruntime")
-        with open_session(folder / "augmented.onnx", settings=settings) as session:
-            for feeds in progress.track(rows, total=len(rows)):
-                _add(running, {**feeds, **session.run(feeds)})
-    ranges = Ranges(tensors={n: r.range() for n, r in running.items()}, samples=len(rows))
-    fs.write_json(output / _FILE, ranges)
-    return CalibrateRecord(samples=len(rows), tensors=len(names))
-
-
-def _add(running: Mapping[str, _Running], arrays: Mapping[str, Array]) -> None:
-    for name, statistics in running.items():
-        statistics.add(arrays[name])
-
-
-def _save_with_outputs(model: Path, path: Path) -> tuple[str, ...]:
-    """Save ``model`` so that it also gives out its float activations; return their names.
-
-    The weights are freed on return, before a session loads them once more.
-    """
-    onnx = extras.require("onnx")
-    proto = onnxio.load_model(model)
-    names = float_activations(proto)
-    present = {value.name for value in [*proto.graph.input, *proto.graph.output]}
-    proto.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in names
-        if name not in present
+    structure = load_structure(config.model)
+    names = _wanted(config.tensors, float_activations(structure))
+    calibration = _Calibration(structure, names, settings=config.settings, samples=len(rows))
+    del structure
+    observe_rows(
+        config.model,
+        rows,
+        names=names,
+        receive=calibration.add,
+        settings=ObserveSettings(threads=config.threads, group_bytes=config.group_bytes),
     )
-    onnxio.save_model(proto, path)
-    return names
+    ranges, statistics = calibration.ranges(), calibration.statistics()
+    write_statistics(output, ranges, statistics=statistics)
+    notes = (*_sample_notes(rows), *_constant_notes(statistics))
+    return CalibrateRecord(samples=len(rows), tensors=len(names), notes=notes)
+
+
+class _Calibration:
+    """Accumulators of all activations, and what they held at half of the samples."""
+
+    def __init__(
+        self, model: Any, names: Sequence[str], *, settings: AccumulateSettings, samples: int
+    ) -> None:
+        convolved = _convolved(model)
+        self._running = {
+            name: Accumulator(settings, rank_3_axis=1 if name in convolved else 2) for name in names
+        }
+        self._samples, self._half_samples = samples, samples // 2
+        self._half: dict[str, TensorStatistics] = {}
+
+    def add(self, index: int, values: Mapping[str, Array]) -> None:
+        for name, array in values.items():
+            self._running[name].add(array)
+            if index + 1 == self._half_samples:
+                self._half[name] = self._running[name].statistics()
+
+    def ranges(self) -> Ranges:
+        tensors = {name: running.range() for name, running in self._running.items()}
+        return Ranges(tensors=tensors, samples=self._samples)
+
+    def statistics(self) -> Statistics:
+        return Statistics(
+            tensors={name: running.statistics() for name, running in self._running.items()},
+            half=self._half,
+            samples=self._samples,
+            half_samples=self._half_samples,
+        )
+
+
+def _convolved(model: Any) -> set[str]:
+    """What convolutions read and write; their channels are axis 1 whatever the rank."""
+    nodes = [node for node in model.graph.node if node.op_type in _CONVOLUTIONS]
+    return {name for node in nodes for name in (node.input[0], *node.output)}
+
+
+def _wanted(asked: Sequence[str], present: tuple[str, ...]) -> tuple[str, ...]:
+    """The names to calibrate, in the order of the graph."""
+    for name in asked:
+        if name not in present:
+            near = difflib.get_close_matches(name, present, n=1)
+            raise RecipeError(
+                f"the model has no float activation {name!r} among its {len(present)}",
+                hint=f"Did you mean {near[0]!r}?" if near else "Constants need no calibration.",
+            )
+    if not present:
+        raise RecipeError(
+            "the model has no float32 activation to calibrate",
+            hint="Calibrate the float32 model, before any conversion to another type.",
+        )
+    chosen = set(asked) or set(present)
+    return tuple(name for name in present if name in chosen)
+
+
+def _sample_notes(rows: Rows) -> tuple[str, ...]:
+    if len(rows) > 1 and _all_equal(rows):
+        return (f"all {len(rows)} calibration samples are the same",)
+    if len(rows) < FEW_SAMPLES:
+        return (
+            f"{len(rows)} calibration samples are few: ranges are known badly below {FEW_SAMPLES}",
+        )
+    return ()
+
+
+def _all_equal(rows: Rows) -> bool:
+    first = rows[0]
+    return all(row[name].tobytes() == first[name].tobytes() for row in rows for name in first)
+
+
+def _constant_notes(statistics: Statistics) -> tuple[str, ...]:
+    """Activations of many values that are all one: dead, or fed with constant data."""
+    constant = [
+        name
+        for name, tensor in statistics.tensors.items()
+        if tensor.low == tensor.high and tensor.count > statistics.samples and not tensor.masked
+    ]
+    if not constant:
+        return ()
+    shown = ", ".join(constant[:_NAMED]) + (", ..." if len(constant) > _NAMED else "")
+    many = f"{len(constant)} of {len(statistics.tensors)} activations"
+    return (f"{many} have one value in all samples, for data or weights that are dead: {shown}",)
 
 
 def float_activations(model: Any) -> tuple[str, ...]:
-    """Names of the float32 inputs and intermediate values of the main graph."""
+    """Names of the float32 inputs and intermediate values of the main graph.
+
+    Args:
+        model: ``onnx.ModelProto``; its weights may lack their values.
+    """
     types = onnxio.value_types(model)
     produced = [name for node in model.graph.node for name in node.output if name]
     constants = onnxio.initializers(model)

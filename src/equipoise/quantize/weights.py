@@ -37,7 +37,7 @@ def quantize_weights(model: Any, *, operators: frozenset[str] = WEIGHTED) -> int
         The number of weights replaced.
     """
     constants = onnxio.initializers(model)
-    read_elsewhere = _read_in_subgraphs(model) | {value.name for value in model.graph.output}
+    read_elsewhere = read_in_subgraphs(model) | {value.name for value in model.graph.output}
     replaced = 0
     for name, readers in onnxio.consumers(model).items():
         axis = _axis(readers, name, constants.get(name))
@@ -60,7 +60,7 @@ def quantize_weights(model: Any, *, operators: frozenset[str] = WEIGHTED) -> int
     return replaced
 
 
-def _read_in_subgraphs(model: Any) -> set[str]:
+def read_in_subgraphs(model: Any) -> set[str]:
     """Names that subgraphs read or give out; they see the tensors of the main graph."""
     names: set[str] = set()
     graphs = [sub for node in model.graph.node for sub in _subgraphs(node)]

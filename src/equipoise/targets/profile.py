@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
+
+ORT_JOINS: Final = (
+    "Add", "AveragePool", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul",
+    "ReduceMean", "Reshape", "Resize", "Sigmoid", "Squeeze", "Transpose", "Unsqueeze",
+)  # fmt: skip
+"""Operators that ONNX Runtime's CPU kernels run in integers, or that only move values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +23,28 @@ class Int8Scheme:
         saturates: Whether the kernels add products in 16 bits, which overflow unless weights keep
             to seven bits.
         reason: Why, in words.
+        symmetric: Whether zero is the middle of the activations' type.
+        power_of_two: Whether every scale is a power of two.
+        bias: Type of the biases of convolutions and Gemm.
+        quantize_outputs: Whether a QuantizeLinear follows a node; where not, it comes before the
+            next one alone, and the runtime fuses what lies between.
+        absorbs_clips: Whether a Clip or Relu that the grid does anyway goes out of the graph.
+        joins: Operators without weights that run in integers between others that do.
+        smallest_range: Least range of an activation.
     """
 
-    activation: Literal["uint8", "int8"]
+    activation: Literal["uint8", "int8", "uint16", "int16"]
     weight: Literal["uint8", "int8"]
     per_channel: bool
     saturates: bool
     reason: str
+    symmetric: bool = False
+    power_of_two: bool = False
+    bias: Literal["int32", "float"] = "int32"
+    quantize_outputs: bool = True
+    absorbs_clips: bool = True
+    joins: tuple[str, ...] = ORT_JOINS
+    smallest_range: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

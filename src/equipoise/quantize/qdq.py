@@ -1,0 +1,273 @@
+"""Writing Q/DQ: integers and their grids into a graph, as runtimes want to read them.
+
+A runtime runs a node in integers when it reads DequantizeLinear and, for most operators, when a
+QuantizeLinear reads it. Which nodes and which grids is decided elsewhere; here the nodes are put in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from equipoise import extras, onnxio
+from equipoise.quantize.grids import Grid
+from equipoise.quantize.layers import Layer, find_layers, read_array
+from equipoise.spec import Array
+
+_INT32_MOST: Final = 2**31 - 1
+_ABSORBED: Final = frozenset({"Clip", "Relu"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerWeight:
+    """A weight on its grid.
+
+    Attributes:
+        values: Integers, of the shape that the graph stores.
+        grid: Their grid.
+    """
+
+    values: Array
+    grid: Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Everything that a quantised graph adds to a float one.
+
+    Attributes:
+        nodes: Names of the nodes that run in integers.
+        activations: Activation -> its grid.
+        weights: Initializer -> what it becomes.
+        integer_bias: Store the biases of convolutions and Gemm as int32; else they stay float.
+        quantize_outputs: Follow a node by a QuantizeLinear, as ONNX Runtime wants; TensorRT wants
+            the inputs alone.
+    """
+
+    nodes: frozenset[str]
+    activations: Mapping[str, Grid]
+    weights: Mapping[str, IntegerWeight]
+    integer_bias: bool = True
+    quantize_outputs: bool = True
+
+
+def write_qdq(model: Any, placement: Placement) -> None:
+    """Put ``placement`` into ``model``, in place.
+
+    Args:
+        model: Float ``onnx.ModelProto`` with named nodes.
+        placement: What to put in.
+    """
+    _Writer(model, placement).write()
+
+
+class _Writer:
+    def __init__(self, model: Any, placement: Placement) -> None:
+        self._model, self._placement = model, placement
+        self._helper = extras.require("onnx").helper
+        self._layers = {layer.name: layer for layer in find_layers(model)}
+        self._constants = set(onnxio.initializers(model))
+        self._before: dict[str, list[Any]] = {}
+        self._after: dict[str, list[Any]] = {}
+
+    def write(self) -> None:
+        nodes = [n for n in self._model.graph.node if n.name in self._placement.nodes]
+        readers = {name: list(nodes) for name, nodes in onnxio.consumers(self._model).items()}
+        for node in nodes:
+            if node.name in self._layers:
+                self._weights_of(self._layers[node.name])
+        written = self._written(nodes, readers)
+        read = dict.fromkeys(name for node in nodes for name in self._reads(node))
+        for name in dict.fromkeys([*written, *read]):
+            if name in self._placement.activations:
+                self._activation(name, readers.get(name, []), everywhere=name in written)
+        self._assemble()
+
+    def _written(self, nodes: list[Any], readers: Mapping[str, list[Any]]) -> dict[str, None]:
+        """Outputs that a QuantizeLinear reads."""
+        if not self._placement.quantize_outputs:
+            return {}
+        names = [name for node in nodes for name in node.output]
+        chosen = {node.name for node in nodes}
+        return dict.fromkeys(
+            name for name in names if not self._is_float_product(name, readers, chosen)
+        )
+
+    def _is_float_product(
+        self, name: str, readers: Mapping[str, list[Any]], chosen: set[str]
+    ) -> bool:
+        """A product may give float out: quantising it would round for nobody."""
+        producer = self._producer(name)
+        products = producer is not None and producer.op_type in {"MatMul", "Gemm"}
+        return products and not any(node.name in chosen for node in readers.get(name, []))
+
+    def _producer(self, name: str) -> Any:
+        return next((n for n in self._model.graph.node if name in n.output), None)
+
+    def _reads(self, node: Any) -> list[str]:
+        names = node.input[:1] if node.name in self._layers else node.input
+        return [name for name in names if name not in self._constants]
+
+    def _activation(self, name: str, readers: list[Any], *, everywhere: bool) -> None:
+        """Q and DQ of one activation; its readers take what comes back."""
+        grid = self._placement.activations[name]
+        raw, restored = name, f"{name}.dequantized"
+        if name in {value.name for value in self._model.graph.output} and everywhere:
+            raw, restored = f"{name}.float", name
+            self._rename_output(name, raw)
+        for node in readers:
+            if everywhere or node.name in self._placement.nodes:
+                _replace_input(node, name, restored)
+        pair = self._pair(name, grid, raw=raw, restored=restored)
+        producer = self._producer(raw)
+        where = self._after.setdefault(producer.name, []) if producer is not None else None
+        if where is None:
+            where = self._before.setdefault("", [])
+        where.extend(pair)
+
+    def _rename_output(self, name: str, raw: str) -> None:
+        producer = self._producer(name)
+        producer.output[list(producer.output).index(name)] = raw
+
+    def _pair(self, name: str, grid: Grid, *, raw: str, restored: str) -> list[Any]:
+        scale, zero_point = self._parameters(name, grid)
+        axis = {} if grid.axis is None else {"axis": grid.axis}
+        quantized = f"{name}.quantized"
+        return [
+            self._helper.make_node(
+                "QuantizeLinear",
+                [raw, scale, zero_point],
+                [quantized],
+                name=f"{name}.QuantizeLinear",
+                **axis,
+            ),
+            self._helper.make_node(
+                "DequantizeLinear",
+                [quantized, scale, zero_point],
+                [restored],
+                name=f"{name}.DequantizeLinear",
+                **axis,
+            ),
+        ]
+
+    def _weights_of(self, layer: Layer) -> None:
+        weight = self._placement.weights[layer.weight]
+        _replace_input(layer.node, layer.weight, f"{layer.weight}.dequantized")
+        self._constant(layer.weight, weight.values, weight.grid)
+        if not (self._placement.integer_bias and len(layer.node.input) > 2 and layer.bias):
+            return
+        scale = self._placement.activations[layer.input].scale * weight.grid.scale
+        bias = np.rint(read_array(self._model, layer.bias).astype(np.float64) / scale)
+        grid = Grid(
+            scale=np.asarray(scale, dtype=np.float32),
+            zero_point=np.zeros(np.shape(scale), dtype=np.int32),
+            low=-_INT32_MOST,
+            high=_INT32_MOST,
+            axis=None if np.ndim(scale) == 0 else 0,
+        )
+        name = f"{layer.name}.bias"
+        layer.node.input[2] = f"{name}.dequantized"
+        self._constant(name, np.clip(bias, -_INT32_MOST, _INT32_MOST).astype(np.int32), grid)
+
+    def _constant(self, name: str, values: Array, grid: Grid) -> None:
+        """An initializer of integers and its DequantizeLinear."""
+        scale, zero_point = self._parameters(name, grid)
+        self._initializer(f"{name}.quantized", values)
+        axis = {} if grid.axis is None else {"axis": grid.axis}
+        self._before.setdefault("", []).append(
+            self._helper.make_node(
+                "DequantizeLinear",
+                [f"{name}.quantized", scale, zero_point],
+                [f"{name}.dequantized"],
+                name=f"{name}.DequantizeLinear",
+                **axis,
+            )
+        )
+
+    def _parameters(self, name: str, grid: Grid) -> tuple[str, str]:
+        self._initializer(f"{name}.scale", grid.scale)
+        self._initializer(f"{name}.zero_point", grid.zero_point)
+        return f"{name}.scale", f"{name}.zero_point"
+
+    def _initializer(self, name: str, array: Array) -> None:
+        tensor = extras.require("onnx").numpy_helper.from_array(np.asarray(array), name)
+        self._model.graph.initializer.append(tensor)
+
+    def _assemble(self) -> None:
+        """The nodes in an order in which each comes after what it reads."""
+        nodes = [*self._before.get("", [])]
+        for node in self._model.graph.node:
+            nodes += [node, *self._after.get(node.name, [])]
+        del self._model.graph.node[:]
+        self._model.graph.node.extend(nodes)
+        _drop_unread(self._model)
+
+
+def _replace_input(node: Any, name: str, replacement: str) -> None:
+    for index, present in enumerate(node.input):
+        if present == name:
+            node.input[index] = replacement
+
+
+def _drop_unread(model: Any) -> None:
+    """Remove the float initializers that nobody reads any more."""
+    read = {name for node in model.graph.node for name in node.input}
+    read |= {value.name for value in model.graph.output}
+    kept = [t for t in model.graph.initializer if t.name in read or _in_subgraph(model, t.name)]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def _in_subgraph(model: Any, name: str) -> bool:
+    graphs = [a.g for node in model.graph.node for a in node.attribute if a.HasField("g")]
+    return any(name in node.input for graph in graphs for node in graph.node)
+
+
+def absorb_activations(model: Any, nodes: frozenset[str], grids: Mapping[str, Grid]) -> int:
+    """Remove each Clip and Relu that the grid of its output does anyway, in place.
+
+    QuantizeLinear saturates at the ends of its grid. A Clip behind a node in integers changes
+    nothing when the grid ends within its bounds, and hinders the runtime's fusion.
+
+    Returns:
+        How many were removed.
+    """
+    constants = onnxio.initializers(model)
+    readers = onnxio.consumers(model)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    removed = [
+        node
+        for node in model.graph.node
+        if node.op_type in _ABSORBED
+        and node.output[0] in grids
+        and getattr(producers.get(node.input[0]), "name", "") in nodes
+        and len(readers[node.input[0]]) == 1
+        and _within(node, grids[node.output[0]], constants)
+    ]
+    for node in removed:
+        producer = producers[node.input[0]]
+        producer.output[list(producer.output).index(node.input[0])] = node.output[0]
+        model.graph.node.remove(node)
+    return len(removed)
+
+
+def _within(node: Any, grid: Grid, constants: Mapping[str, Any]) -> bool:
+    """Whether every value of the grid is one that the activation lets through."""
+    ends = [float((q - int(grid.zero_point)) * float(grid.scale)) for q in (grid.low, grid.high)]
+    slack = float(grid.scale) / 2
+    if node.op_type == "Relu":
+        return ends[0] >= 0
+    low, high = (_bound(node, index, constants) for index in (1, 2))
+    if low is None or high is None:
+        return False
+    return ends[0] >= low - slack and ends[1] <= high + slack
+
+
+def _bound(clip: Any, index: int, constants: Mapping[str, Any]) -> float | None:
+    if len(clip.input) <= index or not clip.input[index]:
+        return float("-inf") if index == 1 else float("inf")
+    tensor = constants.get(clip.input[index])
+    return None if tensor is None else float(extras.require("onnx").numpy_helper.to_array(tensor))

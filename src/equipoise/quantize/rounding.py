@@ -1,0 +1,143 @@
+"""Rounding weights so that their errors cancel on the data, not each to its nearest integer.
+
+The columns of a weight are rounded one after another; what each rounding changes in the layer's
+output is made up for, as far as the data allows, by the columns that are still to come. This is GPTQ
+(Frantar et al., arXiv 2210.17323, section 3) with its columns in the order of activation power. The
+inputs are taken as they come back from their own grid, so that one solves for the product that the
+device computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from equipoise.quantize.grids import Grid
+from equipoise.quantize.layers import Layer
+from equipoise.spec import Array
+
+_BLOCK: Final = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundingSettings:
+    """How to round.
+
+    Attributes:
+        damping: Share of the mean diagonal that is added to the second moments: how little the data
+            is trusted in directions that it hardly shows.
+        positions: Most positions of one sample that count for the second moments of one layer.
+    """
+
+    damping: float = 0.01
+    positions: int = 64
+
+
+class SecondMoments:
+    """``X^T X`` of what a layer reads, summed over samples: float32 ``[groups, inputs, inputs]``.
+
+    Args:
+        layer: Whose patches.
+        positions: Most positions of one sample, spread evenly.
+    """
+
+    def __init__(self, layer: Layer, *, positions: int) -> None:
+        self._layer, self._positions = layer, positions
+        self.sum: Array = np.zeros((), dtype=np.float32)
+
+    def add(self, activation: Array) -> None:
+        """Add one sample: an input of the layer."""
+        patches = self._layer.patches(activation)
+        step = max(1, -(-patches.shape[1] // self._positions))
+        chosen = np.ascontiguousarray(patches[:, ::step])
+        self.sum = self.sum + chosen.transpose(0, 2, 1) @ chosen
+
+
+def round_to_moments(
+    rows: Array, moments: Array, *, grid: Grid, settings: RoundingSettings
+) -> Array:
+    """Integers of ``rows`` whose errors cancel under ``moments``.
+
+    Args:
+        rows: float32 weights ``[groups, outputs, inputs]``.
+        moments: ``[groups, inputs, inputs]``, symmetric and positive semidefinite.
+        grid: Symmetric grid of the weights, one scale per channel or one for all.
+        settings: How.
+
+    Returns:
+        Integers of the grid's type, ``[groups, outputs, inputs]``.
+    """
+    groups, outputs, inputs = rows.shape
+    scale = np.broadcast_to(grid.scale.reshape(-1, 1), (groups * outputs, 1))
+    scale = scale.reshape(groups, outputs)
+    order = np.argsort(-np.diagonal(moments, axis1=1, axis2=2), axis=1)
+    upper = _inverse_factor(_permuted(moments, order), damping=settings.damping)
+    left = np.take_along_axis(rows, order[:, None, :], axis=2).astype(np.float32)
+    integers = np.empty_like(left)
+    for begin in range(0, inputs, _BLOCK):
+        end = min(begin + _BLOCK, inputs)
+        errors = _round_block(left, integers, upper, scale=scale, grid=grid, span=(begin, end))
+        left[:, :, end:] -= errors @ upper[:, begin:end, end:]
+    back = np.argsort(order, axis=1)
+    chosen: Array = np.take_along_axis(integers, back[:, None, :], axis=2)
+    return chosen.astype(grid.zero_point.dtype)
+
+
+def _permuted(moments: Array, order: Array) -> Array:
+    taken = np.take_along_axis(moments, order[:, :, None], axis=1)
+    permuted: Array = np.take_along_axis(taken, order[:, None, :], axis=2)
+    return permuted
+
+
+def _inverse_factor(moments: Array, *, damping: float) -> Array:
+    """Upper factor ``U`` of the inverse, ``inv(H) = U^T U``, of the damped second moments."""
+    diagonal = np.diagonal(moments, axis1=1, axis2=2).astype(np.float64)
+    added = damping * diagonal.mean(axis=1) + 1e-12
+    damped = moments.astype(np.float64)
+    index = np.arange(damped.shape[1])
+    damped[:, index, index] += added[:, None]
+    inverse = np.linalg.inv(damped)
+    lower = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2)
+    return lower.transpose(0, 2, 1).astype(np.float32)
+
+
+def _round_block(
+    left: Array, integers: Array, upper: Array, *, scale: Array, grid: Grid, span: tuple[int, int]
+) -> Array:
+    """Round the columns of ``span`` in place; return their scaled errors ``[groups, outputs, n]``."""
+    begin, end = span
+    block = left[:, :, begin:end]
+    errors = np.empty_like(block)
+    for column in range(end - begin):
+        at = begin + column
+        wanted = block[:, :, column]
+        rounded = np.clip(np.rint(wanted / scale), grid.low, grid.high)
+        integers[:, :, at] = rounded
+        error = (wanted - rounded * scale) / upper[:, at, at, None]
+        errors[:, :, column] = error
+        block[:, :, column + 1 :] -= error[:, :, None] * upper[:, None, at, at + 1 : end]
+    return errors
+
+
+def share_moments(
+    layers: Sequence[Layer], *, settings: RoundingSettings
+) -> Mapping[str, SecondMoments]:
+    """Layer name -> its second moments; layers that read the same patches share one."""
+    shared: dict[tuple[object, ...], SecondMoments] = {}
+    found = {}
+    for layer in layers:
+        key = _patch_key(layer)
+        if key not in shared:
+            shared[key] = SecondMoments(layer, positions=settings.positions)
+        found[layer.name] = shared[key]
+    return found
+
+
+def _patch_key(layer: Layer) -> tuple[object, ...]:
+    if layer.operator != "Conv":
+        return (layer.input,)
+    attributes = tuple(sorted(a.SerializeToString() for a in layer.node.attribute))
+    return (layer.input, layer.shape[2:], attributes)
