@@ -1,4 +1,4 @@
-"""Rows of named arrays on disk, of any shape from row to row, read by memory map.
+"""Rows of named arrays on disk, of any shape from row to row, read one at a time.
 
 Every stage after data preparation reads its samples from here, so that none needs a tokenizer or
 an image library, and memory stays at one row whatever the number of rows.
@@ -110,15 +110,8 @@ class Rows:
         self._shapes = [
             np.load(directory / f"{i}.shapes.npy") for i in range(len(self.header.columns))
         ]
-        self._values = [
-            self._map(directory / f"{i}.bin", i) for i in range(len(self.header.columns))
-        ]
+        self._values = [directory / f"{i}.bin" for i in range(len(self.header.columns))]
         self._starts = [self._offsets(shapes) for shapes in self._shapes]
-
-    def _map(self, path: Path, index: int) -> Array:
-        if path.stat().st_size == 0:
-            return np.empty(0, dtype=self.header.columns[index].dtype)
-        return np.memmap(path, dtype=self.header.columns[index].dtype, mode="r")
 
     @staticmethod
     def _offsets(shapes: Array) -> Array:
@@ -135,9 +128,13 @@ class Rows:
         return {c.name: self._array(i, index) for i, c in enumerate(self.header.columns)}
 
     def _array(self, column: int, index: int) -> Array:
-        start, end = self._starts[column][index : index + 2]
-        shape = tuple(self._shapes[column][index].tolist())
-        return np.array(self._values[column][start:end]).reshape(shape)
+        start, end = self._starts[column][index : index + 2].tolist()
+        dtype = np.dtype(self.header.columns[column].dtype)
+        # Pages of a memory map would count as memory of this process, row after row.
+        values = np.fromfile(
+            self._values[column], dtype=dtype, count=end - start, offset=start * dtype.itemsize
+        )
+        return values.reshape(tuple(self._shapes[column][index].tolist()))
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         return (self[i] for i in range(len(self)))
