@@ -204,12 +204,6 @@ class Pipeline:
         )
         return self._runner.run(REFERENCE, config, label="run the reference")
 
-    @cached_property
-    def ranges(self) -> Path:
-        """Directory with the calibrated ranges of the exported model."""
-        config = CalibrateConfig(model=self.float_model, samples=self.calibration)
-        return self._runner.run(CALIBRATE, config, label="calibrate").files
-
     @property
     def calibration(self) -> Path:
         """Directory of calibration inputs."""
@@ -253,10 +247,17 @@ class Pipeline:
         config = QuantizeConfig(
             model=model,
             quantization=quantization,
-            ranges=self.ranges if isinstance(quantization, StaticInt8) else None,
-            activation=self.job.target.int8.activation,
+            scheme=self.job.target.int8,
+            samples=self.calibration,
+            statistics=self._statistics(model) if isinstance(quantization, StaticInt8) else None,
+            threads=self.job.threads,
         )
         return self._runner.run(QUANTIZE, config, label=f"{label}: quantise")
+
+    def _statistics(self, model: Path) -> Path:
+        """Directory with what calibration saw of the activations of a float model."""
+        config = CalibrateConfig(model=model, samples=self.calibration, threads=self.job.threads)
+        return self._runner.run(CALIBRATE, config, label="calibrate").files
 
     def build(self, model: Path, *, label: str) -> StageResult[EngineRecord]:
         """Build the target's engine from an ONNX file."""

@@ -61,6 +61,25 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(text: str) -> float:
+    """Seconds of a time such as ``90s``, ``5m`` or ``1h``; a number alone is seconds.
+
+    Raises:
+        UsageError: A text of another form.
+    """
+    unit = text[-1:] if text[-1:] in _SECONDS else "s"
+    try:
+        found = float(text.removesuffix(unit)) * _SECONDS[unit]
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise UsageError(f"{text!r} is no time: say 90s, 5m or 1h")
+    return found
+
+
 def names(text: str) -> tuple[str, ...]:
     """Comma separated names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -2,77 +2,268 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from equipoise.cli import console, options
 
 if TYPE_CHECKING:
+    from equipoise.quantize.blockwise import Algorithm
+    from equipoise.quantize.ranges import Method
+    from equipoise.quantize.rounding import RoundingSettings
     from equipoise.quantize.schemes import Quantization
+    from equipoise.quantize.weight_only import WeightOnly
+    from equipoise.quantizing import QuantizeResult
 
 
 class Scheme(StrEnum):
-    """The schemes by the names that ``tune`` gives its candidates."""
+    """Ways to quantise."""
 
-    WEIGHTS = "weights"
-    DYNAMIC = "dynamic"
     STATIC = "static"
-    GUARDED = "static-guarded"
+    DYNAMIC = "dynamic"
+    WEIGHTS = "weights"
+    BLOCKS = "blocks"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class Ranges(StrEnum):
+    """Ways to choose ranges of activations."""
+
+    MSE = "mse"
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    ENTROPY = "entropy"
+    MOVING_AVERAGE = "moving-average"
+
+
+class Rounding(StrEnum):
+    """Ways to round weights."""
+
+    NEAREST = "nearest"
+    GPTQ = "gptq"
+    HQQ = "hqq"
+
+
+_BLOCKS = "Weight-only blocks"
+_STATIC = "Static int8"
 
 
 def command(
     model: Annotated[Path, typer.Argument(help="Float .onnx file.")],
-    data: options.Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
-    scheme: Annotated[Scheme, typer.Option(help="How to quantise.")] = Scheme.GUARDED,
-    reduce_range: Annotated[
-        bool | None,
-        typer.Option(help="Seven-bit weights; as this CPU needs when not given."),
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Calibration data: digits, .npz, .jsonl, CoNLL, a directory of pictures, or"
+            " python:MODULE:FUNCTION. It needs no labels."
+        ),
     ] = None,
+    synthetic: Annotated[
+        int | None, typer.Option(help="Calibrate on so many samples of random numbers instead.")
+    ] = None,
+    scheme: Annotated[
+        Scheme,
+        typer.Option(
+            help="static: weights and activations in int8. dynamic: ranges taken in every run."
+            " weights: int8 in the file, float in computation. blocks: 4 or 8 bits by blocks."
+        ),
+    ] = Scheme.STATIC,
+    target: options.Target = "cpu",
+    samples: Annotated[int, typer.Option(help="Most calibration samples.")] = 128,
+    evaluation: Annotated[
+        str | None, typer.Option(help="Data to come: say how much of it calibration has covered.")
+    ] = None,
+    min_sqnr: Annotated[
+        float,
+        typer.Option(help="Signal to noise, in dB, to keep.", rich_help_panel=_STATIC),
+    ] = 20.0,
+    budget: Annotated[
+        str,
+        typer.Option(help="Time for finding nodes to leave in float: 90s, 5m, 1h."),
+    ] = "5m",
+    keep_float: Annotated[
+        str,
+        typer.Option(help="Nodes to leave in float, by name.", rich_help_panel=_STATIC),
+    ] = "",
+    ranges: Annotated[
+        Ranges,
+        typer.Option(help="How ranges of activations are chosen.", rich_help_panel=_STATIC),
+    ] = Ranges.MSE,
+    smoothing: Annotated[
+        bool,
+        typer.Option(help="SmoothQuant, where it pays.", rich_help_panel=_STATIC),
+    ] = True,
+    outliers: Annotated[
+        bool,
+        typer.Option(help="Outlier channels in float, where it pays.", rich_help_panel=_STATIC),
+    ] = True,
+    clipping: Annotated[
+        bool,
+        typer.Option(help="Cut off extremes, where it pays.", rich_help_panel=_STATIC),
+    ] = True,
+    weight_bits: Annotated[
+        int | None,
+        typer.Option(help="8 or 7; as the target needs by default.", rich_help_panel=_STATIC),
+    ] = None,
+    save_ranges: Annotated[
+        Path | None,
+        typer.Option(help="Write the chosen ranges as JSON.", rich_help_panel=_STATIC),
+    ] = None,
+    rounding: Annotated[
+        Rounding | None,
+        typer.Option(help="nearest or gptq; for blocks also hqq. By default what pays."),
+    ] = None,
+    bits: Annotated[int, typer.Option(help="4 or 8.", rich_help_panel=_BLOCKS)] = 4,
+    block_size: Annotated[
+        int,
+        typer.Option(help="16 to 256, or 0 for whole columns.", rich_help_panel=_BLOCKS),
+    ] = 32,
+    qdq: Annotated[
+        bool,
+        typer.Option(
+            "--qdq", help="DequantizeLinear instead of MatMulNBits.", rich_help_panel=_BLOCKS
+        ),
+    ] = False,
     task: options.Task = "",
     tokenizer: options.Tokenizer = None,
+    preprocessing: Annotated[
+        Path | None, typer.Option(help="preprocessor_config.json, for pictures.")
+    ] = None,
     labels: options.Labels = "",
-    calibration_samples: options.CalibrationSamples = 128,
+    threads: options.Threads = None,
     cache_dir: options.CacheDir = None,
+    time_limit: options.TimeLimit = 3600.0,
+    fresh: options.Fresh = False,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Quantise a float ONNX file to int8."""
-    from equipoise import fs, onnxio
-    from equipoise.tuning import TuneConfig, make_pipeline
+    """Quantise a float ONNX file, and leave in float what must be."""
+    from equipoise.quantize.schemes import StaticInt8
+    from equipoise.quantize.treatment import Remedies
+    from equipoise.quantizing import QuantizeRequest, quantize_model
 
-    config = TuneConfig(
-        source=str(model),
+    if scheme is Scheme.STATIC:
+        quantization: Quantization = StaticInt8(
+            method=_method(ranges),
+            remedies=Remedies(smoothing=smoothing, outliers=outliers, clipping=clipping),
+            rounding=_rounding(rounding),
+            weight_bits=_weight_bits(weight_bits),
+            min_sqnr_db=min_sqnr,
+            budget_s=options.seconds(budget),
+            float_nodes=options.names(keep_float),
+        )
+    else:
+        blocks = partial(_blocks, rounding, bits=bits, block_size=block_size, qdq=qdq)
+        quantization = _other(scheme, target=target, blocks=blocks)
+    request = QuantizeRequest(
+        model=model,
+        output=output,
         data=data,
-        output=output.parent,
-        task=task,
+        synthetic=synthetic,
+        evaluation=evaluation,
+        quantization=quantization,
+        target=target,
+        samples=samples,
         tokenizer=tokenizer,
+        preprocessing=preprocessing,
+        task=task,
         labels=options.names(labels),
-        calibration_samples=calibration_samples,
+        ranges=save_ranges,
+        threads=threads,
         cache=cache_dir,
+        time_limit_s=time_limit,
+        fresh=fresh,
     )
-    fs.check_writable(output.parent)
     with console.progress(quiet=quiet or json) as observer:
-        pipeline = make_pipeline(config, observer=observer)
-        saturates = pipeline.job.target.int8.saturates
-        quantization = _quantization(scheme, saturates if reduce_range is None else reduce_range)
-        made = pipeline.quantize(pipeline.float_model, quantization, label=str(scheme))
-        onnxio.copy_model(made.files / made.record.file, output)
+        result = quantize_model(request, observer=observer)
     if json:
-        console.print_json(made.record)
-        return
-    added = ", ".join(f"{count} {op}" for op, count in made.record.quantized.items())
-    console.print_lines(f"wrote {output}", f"added {added}", *made.record.notes)
+        console.print_json(result)
+    else:
+        _print(result, output)
 
 
-def _quantization(scheme: Scheme, reduce_range: bool) -> Quantization:
-    from equipoise.quantize.schemes import DynamicInt8, StaticInt8, WeightOnlyInt8
+def _method(ranges: Ranges) -> Method:
+    from equipoise.quantize import ranges as methods
 
+    by_name: dict[Ranges, Method] = {
+        Ranges.MSE: methods.Mse(),
+        Ranges.MINMAX: methods.MinMax(),
+        Ranges.PERCENTILE: methods.Percentile(),
+        Ranges.ENTROPY: methods.Entropy(),
+        Ranges.MOVING_AVERAGE: methods.MovingAverage(),
+    }
+    return by_name[ranges]
+
+
+def _rounding(rounding: Rounding | None) -> RoundingSettings | None:
+    from equipoise.errors import UsageError
+    from equipoise.quantize.rounding import RoundingSettings
+
+    if rounding is Rounding.HQQ:
+        raise UsageError("--rounding hqq is for --scheme blocks; static takes nearest or gptq")
+    return None if rounding is Rounding.NEAREST else RoundingSettings()
+
+
+def _weight_bits(bits: int | None) -> Literal[7, 8] | None:
+    from equipoise.errors import UsageError
+
+    if bits not in {None, 7, 8}:
+        raise UsageError(f"--weight-bits is {bits}; 7 or 8 is possible")
+    return cast("Literal[7, 8] | None", bits)
+
+
+def _other(scheme: Scheme, *, target: str, blocks: Callable[[], WeightOnly]) -> Quantization:
+    from equipoise.quantize.halves import Halves
+    from equipoise.quantize.schemes import DynamicInt8, WeightOnlyInt8
+    from equipoise.targets.machine import detect_machine
+    from equipoise.targets.profiles import get_target
+
+    if scheme is Scheme.DYNAMIC:
+        saturates = get_target(target, machine=detect_machine()).int8.saturates
+        return DynamicInt8(reduce_range=saturates)
+    if scheme is Scheme.BLOCKS:
+        return blocks()
     if scheme is Scheme.WEIGHTS:
         return WeightOnlyInt8()
-    if scheme is Scheme.DYNAMIC:
-        return DynamicInt8(reduce_range=reduce_range)
-    return StaticInt8(reduce_range=reduce_range, guarded=scheme is Scheme.GUARDED)
+    return Halves(dtype="float16" if scheme is Scheme.FLOAT16 else "bfloat16")
+
+
+def _blocks(rounding: Rounding | None, *, bits: int, block_size: int, qdq: bool) -> WeightOnly:
+    from equipoise.errors import UsageError
+    from equipoise.quantize.blockwise import Gptq, Grid, HalfQuadratic, Nearest
+    from equipoise.quantize.weight_only import WeightOnly
+
+    if bits not in {4, 8}:
+        raise UsageError(f"--bits is {bits}; 4 or 8 is possible")
+    algorithms: dict[Rounding, Algorithm] = {
+        Rounding.NEAREST: Nearest(),
+        Rounding.GPTQ: Gptq(),
+        Rounding.HQQ: HalfQuadratic(),
+    }
+    return WeightOnly(
+        grid=Grid(bits=cast("Literal[4, 8]", bits), block_size=block_size, symmetric=qdq),
+        algorithm=algorithms[rounding or Rounding.NEAREST],
+        form="qdq" if qdq else "matmulnbits",
+        tables="float" if qdq else "int8",
+    )
+
+
+def _print(result: QuantizeResult, output: Path) -> None:
+    from equipoise.report.rows import size
+
+    made = result.quantized
+    added = ", ".join(f"{count} {op}" for op, count in made.quantized.items())
+    kept = "no loss" if made.optimized_sqnr_db is None else f"{made.optimized_sqnr_db:.1f} dB"
+    console.print_lines(
+        f"wrote    {output} ({size(result.size_bytes)}, float"
+        f" {size(result.float_bytes)}, {result.wall_s:.0f} s)",
+        f"added    {added}",
+        f"keeps    {kept} of the outputs' signal on calibration samples",
+        *(f"note     {note}" for note in result.notes),
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from equipoise.data.preprocessing import ImagePreprocessing
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -23,6 +25,9 @@ class DataConfig:
         max_length: Most tokens per text.
         accepted: Inputs that the model takes; empty when that is not known. Token types that it
             does not take are left out.
+        labelled: Whether labels are needed; calibration alone needs none.
+        preprocessing: What pictures go through.
+        input_name: Input that pictures go to.
         seed: Of the split.
     """
 
@@ -37,4 +42,7 @@ class DataConfig:
     calibration_samples: int = 128
     max_length: int = 512
     accepted: tuple[str, ...] = ()
+    labelled: bool = True
+    preprocessing: ImagePreprocessing | None = None
+    input_name: str = ""
     seed: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -50,6 +50,8 @@ def prepare_data(config: DataConfig, *, output: Path) -> DataRecord:
     if config.calibration is not None:
         calibration: Sequence[Sample] = read(config.calibration, config=config).evaluation
         evaluation = found.evaluation
+    elif not config.labelled:
+        calibration = evaluation = found.evaluation
     elif found.calibration:
         calibration, evaluation = found.calibration, found.evaluation
     else:
@@ -104,7 +106,21 @@ def _drawn(samples: Sequence[Sample], config: DataConfig) -> Sequence[Sample]:
     if len(samples) <= config.calibration_samples:
         return samples
     order = np.random.default_rng(config.seed).permutation(len(samples))
-    return [samples[i] for i in sorted(order[: config.calibration_samples].tolist())]
+    return _Chosen(samples, sorted(order[: config.calibration_samples].tolist()))
+
+
+class _Chosen(Sequence[Sample]):
+    """Some of the samples, each read when it is asked for."""
+
+    def __init__(self, samples: Sequence[Sample], indices: Sequence[int]) -> None:
+        self._samples, self._indices = samples, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        chosen = self._indices[index]
+        return _Chosen(self._samples, chosen) if isinstance(index, slice) else self._samples[chosen]
 
 
 def _check_alike(calibration: Sequence[Sample], evaluation: Sequence[Sample]) -> None:

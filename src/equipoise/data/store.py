@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -100,8 +101,8 @@ def _check_row(row: Mapping[str, Array], columns: tuple[Column, ...], *, index: 
             )
 
 
-class Rows:
-    """Rows written by :func:`write_rows`, read on demand."""
+class Rows(Sequence[dict[str, Array]]):
+    """Rows written by :func:`write_rows`, read on demand. A slice of them is read at once."""
 
     def __init__(self, directory: Path) -> None:
         text = fs.read_text(directory / "rows.json", error=DataError)
@@ -121,8 +122,16 @@ class Rows:
     def __len__(self) -> int:
         return self.header.rows
 
-    def __getitem__(self, index: int) -> dict[str, Array]:
-        """Row ``index`` as new arrays."""
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Array]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Array]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Array] | list[dict[str, Array]]:
+        """Row ``index`` as new arrays, or the rows of a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
         if not 0 <= index < len(self):
             raise IndexError(index)
         return {c.name: self._array(i, index) for i, c in enumerate(self.header.columns)}

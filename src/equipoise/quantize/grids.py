@@ -49,7 +49,8 @@ class Grid:
         """Integers nearest to ``values``, halves to even as ONNX says."""
         scale, zero_point = self._along(values.ndim)
         integers = np.rint(values / scale) + zero_point
-        return np.clip(integers, self.low, self.high).astype(self.zero_point.dtype)
+        clipped: Array = np.clip(integers, self.low, self.high).astype(self.zero_point.dtype)
+        return clipped
 
     def dequantize(self, integers: Array) -> Array:
         """float32 values of ``integers``."""

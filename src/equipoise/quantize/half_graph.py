@@ -32,11 +32,13 @@ _TYPED: Final = frozenset(
 )  # fmt: skip
 """Operators that take the type of their output from an attribute or from another tensor."""
 
-_MICROSOFT: Final = frozenset(
+_SKIP_NORMS: Final = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
+"""Of their outputs, 1 and 2 are statistics in float32 always."""
+
+MICROSOFT: Final = frozenset(
     {
-        "Attention", "BiasGelu", "FastGelu", "FusedMatMul", "Gelu", "MatMulNBits",
-        "MultiHeadAttention", "QuickGelu", "SkipLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
+        "Attention", "BiasGelu", "FastGelu", "FusedMatMul", "GatherBlockQuantized", "Gelu",
+        "MatMulNBits", "MultiHeadAttention", "QuickGelu", *_SKIP_NORMS,
     }
 )  # fmt: skip
 """ONNX Runtime's operators whose float inputs and outputs are all of one type."""
@@ -105,7 +107,7 @@ class FloatGraph:
         if any(name and name not in self._known for name in node.output):
             return None
         if node.domain == "com.microsoft":
-            takes, gives = (lambda _: node.op_type in _MICROSOFT,) * 2
+            takes, gives = self._vendor(node)
         else:
             takes, gives = self._schema(node)
         slots = Slots(
@@ -116,6 +118,12 @@ class FloatGraph:
 
     def _some(self, names: Iterable[str], allowed: Any) -> frozenset[str]:
         return frozenset(n for i, n in enumerate(names) if n in self.floats and allowed(i))
+
+    def _vendor(self, node: Any) -> tuple[Any, Any]:
+        known = node.op_type in MICROSOFT
+        return (lambda _: known), (
+            lambda i: known and not (node.op_type in _SKIP_NORMS and i in {1, 2})
+        )
 
     def _schema(self, node: Any) -> tuple[Any, Any]:
         """Whether the operator's standard lets input, and output, number ``i`` be half."""
@@ -158,7 +166,7 @@ class FloatGraph:
         tensors = onnxio.initializers(self.model)
         mine = self.constants.intersection(node.input)
         big = any(math.prod(tensors[name].dims) > _SMALL_VALUES for name in mine)
-        return big or node.op_type in {"MatMul", "Gemm", "Conv", "ConvTranspose", *_MICROSOFT}
+        return big or node.op_type in {"MatMul", "Gemm", "Conv", "ConvTranspose", *MICROSOFT}
 
     def _near(self, group: Iterable[str]) -> set[str]:
         members = set(group)

@@ -25,10 +25,10 @@ from equipoise.quantize.half_evidence import (
     gather_evidence,
     half_type,
 )
-from equipoise.quantize.half_graph import FloatGraph, emulated
+from equipoise.quantize.half_graph import MICROSOFT, FloatGraph, emulated
 from equipoise.quantize.layers import write_array
+from equipoise.quantize.nodes import FloatNode
 from equipoise.quantize.observe import Feeds, observing
-from equipoise.quantize.placement import FloatNode
 from equipoise.quantize.weight_only import raise_opset
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
@@ -58,6 +58,7 @@ class Halves:
         samples: Rows to use at most.
     """
 
+    kind: Literal["half"] = "half"
     dtype: HalfName = "float16"
     keep_io: bool = True
     headroom: float = 2.0
@@ -166,13 +167,15 @@ def _fresh(operator: str, index: int) -> Iterator[str]:
 
 
 def _declare_vendors(model: Any) -> None:
-    """Say that vendors' operators write what they read, where inference knows no schema."""
+    """Say that ONNX Runtime's operators write what they read, where inference knows no schema."""
     onnx = extras.require("onnx")
     known = {name for name, kind in onnxio.value_types(model).items() if kind}
-    for node in model.graph.node:
-        if node.domain == "com.microsoft" and node.output[0] not in known:
-            value = onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)
-            model.graph.value_info.append(value)
+    vendors = [
+        n for n in model.graph.node if n.domain == "com.microsoft" and n.op_type in MICROSOFT
+    ]
+    for name in [name for node in vendors for name in node.output if name and name not in known]:
+        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        model.graph.value_info.append(value)
 
 
 def _shrink_masks(

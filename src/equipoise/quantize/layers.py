@@ -89,19 +89,21 @@ class Layer:
         moved = (self.channels, *np.delete(self.shape, self.channel_axis).tolist())
         return np.ascontiguousarray(np.moveaxis(rows.reshape(moved), 0, self.channel_axis))
 
-    def patches(self, activation: Array) -> Array:
+    def patches(self, activation: Array, *, most: int | None = None) -> Array:
         """What each output position of the layer reads.
 
         Args:
             activation: An input of the layer: ``[batch, channels, *space]`` of a convolution,
                 ``[..., inputs]`` of a product.
+            most: Take so many positions at most, spread evenly; all when None.
 
         Returns:
             float array ``[groups, positions, inputs]``, positions in the order of the output.
         """
-        if self.operator != "Conv":
-            return activation.reshape(1, -1, activation.shape[-1])
-        return _convolution_patches(self.node, activation, self.shape, groups=self.groups)
+        if self.operator == "Conv":
+            return _convolution_patches(self, activation, most=most)
+        flat = activation.reshape(1, -1, activation.shape[-1])
+        return flat[:, _spread(flat.shape[1], most)]
 
     def flat_output(self, activation: Array) -> Array:
         """An output of the layer as ``[positions, channels]``, in the order of the patches."""
@@ -191,26 +193,36 @@ def _attribute(node: Any, name: str, default: Any) -> Any:
     return helper.get_attribute_value(found[0]) if found else default
 
 
-def _convolution_patches(
-    node: Any, activation: Array, shape: tuple[int, ...], *, groups: int
-) -> Array:
-    kernel = shape[2:]
+def _spread(count: int, most: int | None) -> slice:
+    """Evenly spaced indices, ``most`` of them at most."""
+    return slice(None, None, 1 if most is None else max(1, -(-count // most)))
+
+
+def _convolution_patches(layer: Layer, activation: Array, *, most: int | None) -> Array:
+    """``[groups, positions, inputs]``; positions are picked before any value is copied."""
+    windows = _windows(layer.node, activation, layer.shape[2:])
+    rank = len(layer.shape) - 2
+    batch, channels = windows.shape[:2]
+    counted = np.arange(batch * int(np.prod(windows.shape[2 : 2 + rank])))
+    chosen = counted[_spread(len(counted), most)]
+    image, *place = np.unravel_index(chosen, (batch, *windows.shape[2 : 2 + rank]))
+    picked: Array = np.moveaxis(windows, 1, 1 + rank)[(image, *place)]
+    inputs = channels // layer.groups * int(np.prod(layer.shape[2:]))
+    return picked.reshape(len(chosen), layer.groups, inputs).swapaxes(0, 1)
+
+
+def _windows(node: Any, activation: Array, kernel: tuple[int, ...]) -> Array:
+    """A view ``[batch, channels, *positions, *kernel]`` of the padded activation."""
     strides = _attribute(node, "strides", [1] * len(kernel))
     dilations = _attribute(node, "dilations", [1] * len(kernel))
     pads = _pads(node, activation.shape[2:], kernel, strides, dilations)
     padded = np.pad(activation, [(0, 0), (0, 0), *pads])
     spans = [dilation * (size - 1) + 1 for size, dilation in zip(kernel, dilations, strict=True)]
     axes = tuple(range(2, 2 + len(kernel)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=axes)
+    windows: Array = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=axes)
     steps = tuple(slice(None, None, step) for step in strides)
     inner = tuple(slice(None, None, step) for step in dilations)
-    windows = windows[(slice(None), slice(None), *steps, *inner)]
-    # [batch, channels, *positions, *kernel] -> [groups, batch * positions, channels / groups * kernel]
-    batch, channels = windows.shape[:2]
-    grouped = windows.reshape(batch, groups, channels // groups, *windows.shape[2:])
-    rank = len(kernel)
-    order = (1, 0, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank))
-    return grouped.transpose(order).reshape(groups, -1, channels // groups * int(np.prod(kernel)))
+    return windows[(slice(None), slice(None), *steps, *inner)]
 
 
 def _pads(

@@ -1,13 +1,13 @@
 """Writing Q/DQ: integers and their grids into a graph, as runtimes want to read them.
 
 A runtime runs a node in integers when it reads DequantizeLinear and, for most operators, when a
-QuantizeLinear reads it. Which nodes and which grids is decided elsewhere; here the nodes are put in.
+QuantizeLinear reads it. Which nodes and which grids is decided elsewhere; here they are put in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +18,12 @@ from equipoise.quantize.layers import Layer, find_layers, read_array
 from equipoise.spec import Array
 
 _INT32_MOST: Final = 2**31 - 1
+_BIAS_MOST: Final = 2**30
+"""Half of int32: the products are added to the bias in the same register."""
+
 _ABSORBED: Final = frozenset({"Clip", "Relu"})
+_RESTORED: Final = ".dequantized"
+_FLOOR: Final = "equipoise.least_float"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,7 @@ class Placement:
         integer_bias: Store the biases of convolutions and Gemm as int32; else they stay float.
         quantize_outputs: Follow a node by a QuantizeLinear, as ONNX Runtime wants; TensorRT wants
             the inputs alone.
+        absorbs_clips: Take out each Clip and Relu that the grid of its output does anyway.
     """
 
     nodes: frozenset[str]
@@ -52,6 +58,7 @@ class Placement:
     weights: Mapping[str, IntegerWeight]
     integer_bias: bool = True
     quantize_outputs: bool = True
+    absorbs_clips: bool = True
 
 
 def write_qdq(model: Any, placement: Placement) -> None:
@@ -61,6 +68,8 @@ def write_qdq(model: Any, placement: Placement) -> None:
         model: Float ``onnx.ModelProto`` with named nodes.
         placement: What to put in.
     """
+    if placement.absorbs_clips:
+        absorb_activations(model, placement.nodes, placement.activations)
     _Writer(model, placement).write()
 
 
@@ -84,7 +93,40 @@ class _Writer:
         for name in dict.fromkeys([*written, *read]):
             if name in self._placement.activations:
                 self._activation(name, readers.get(name, []), everywhere=name in written)
+        self._shield_float_layers()
         self._assemble()
+
+    def _shield_float_layers(self) -> None:
+        """Keep layers in float that stand between the integers of others.
+
+        ONNX Runtime takes a Conv or Gemm between DequantizeLinear and QuantizeLinear for one that
+        was to be quantised, and rounds its float weights to one scale for the whole tensor.
+        """
+        quantized = {
+            node.input[0]
+            for nodes in (*self._before.values(), *self._after.values())
+            for node in nodes
+            if node.op_type == "QuantizeLinear"
+        }
+        for layer in self._layers.values():
+            ends = {layer.output, *self._after_clip(layer.output)}
+            between = layer.input.endswith(_RESTORED) and ends & quantized
+            if layer.name not in self._placement.nodes and between and layer.operator != "MatMul":
+                self._shield(layer)
+
+    def _after_clip(self, name: str) -> list[str]:
+        """Outputs of the activation functions that read ``name``."""
+        nodes = self._model.graph.node
+        return [n.output[0] for n in nodes if n.op_type in _ABSORBED and name == n.input[0]]
+
+    def _shield(self, layer: Layer) -> None:
+        shielded = f"{layer.name}.input"
+        if _FLOOR not in self._constants:
+            self._constants.add(_FLOOR)
+            self._initializer(_FLOOR, np.array(np.finfo(np.float32).min))
+        node = self._helper.make_node("Max", [layer.input, _FLOOR], [shielded], name=shielded)
+        self._before.setdefault(layer.name, []).append(node)
+        layer.node.input[0] = shielded
 
     def _written(self, nodes: list[Any], readers: Mapping[str, list[Any]]) -> dict[str, None]:
         """Outputs that a QuantizeLinear reads."""
@@ -114,7 +156,7 @@ class _Writer:
     def _activation(self, name: str, readers: list[Any], *, everywhere: bool) -> None:
         """Q and DQ of one activation; its readers take what comes back."""
         grid = self._placement.activations[name]
-        raw, restored = name, f"{name}.dequantized"
+        raw, restored = name, f"{name}{_RESTORED}"
         if name in {value.name for value in self._model.graph.output} and everywhere:
             raw, restored = f"{name}.float", name
             self._rename_output(name, raw)
@@ -156,11 +198,16 @@ class _Writer:
     def _weights_of(self, layer: Layer) -> None:
         weight = self._placement.weights[layer.weight]
         _replace_input(layer.node, layer.weight, f"{layer.weight}.dequantized")
-        self._constant(layer.weight, weight.values, weight.grid)
         if not (self._placement.integer_bias and len(layer.node.input) > 2 and layer.bias):
+            self._constant(layer.weight, weight.values, weight.grid)
             return
-        scale = self._placement.activations[layer.input].scale * weight.grid.scale
-        bias = np.rint(read_array(self._model, layer.bias).astype(np.float64) / scale)
+        stored = read_array(self._model, layer.bias).astype(np.float64)
+        values = np.broadcast_to(stored.ravel(), (layer.channels,))
+        input_scale = self._placement.activations[layer.input].scale
+        weight = _with_room_for(values, weight, input_scale=input_scale)
+        self._constant(layer.weight, weight.values, weight.grid)
+        scale = input_scale * weight.grid.scale
+        bias = np.rint(values / scale)
         grid = Grid(
             scale=np.asarray(scale, dtype=np.float32),
             zero_point=np.zeros(np.shape(scale), dtype=np.int32),
@@ -200,10 +247,26 @@ class _Writer:
         """The nodes in an order in which each comes after what it reads."""
         nodes = [*self._before.get("", [])]
         for node in self._model.graph.node:
-            nodes += [node, *self._after.get(node.name, [])]
+            before = self._before.get(node.name, []) if node.name else []
+            nodes += [*before, node, *self._after.get(node.name, [])]
         del self._model.graph.node[:]
         self._model.graph.node.extend(nodes)
         _drop_unread(self._model)
+
+
+def _with_room_for(bias: Array, weight: IntegerWeight, *, input_scale: Array) -> IntegerWeight:
+    """``weight`` with scales at which ``bias`` fits into int32.
+
+    A channel that training has switched off has weights of 1e-10 and an ordinary bias, which is
+    2^31 times as large as the product of the scales, or more.
+    """
+    grid = weight.grid
+    least = np.abs(bias) / (float(input_scale) * _BIAS_MOST)
+    scale = np.maximum(grid.scale, least.max() if grid.axis is None else least)
+    if np.array_equal(scale, grid.scale):
+        return weight
+    wider = replace(grid, scale=scale.astype(np.float32))
+    return IntegerWeight(values=wider.quantize(grid.dequantize(weight.values)), grid=wider)
 
 
 def _replace_input(node: Any, name: str, replacement: str) -> None:

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from equipoise import extras, fs, onnxio
-from equipoise.errors import RecipeError, SourceError
-from equipoise.quantize import placement
-from equipoise.quantize.calibrate import Ranges, read_ranges
+from equipoise.data.store import Rows
+from equipoise.errors import ParityError, RecipeError, SourceError
+from equipoise.parity.compare import require_finite
+from equipoise.quantize.halves import Halves, convert_to_half
+from equipoise.quantize.nodes import FloatNode
 from equipoise.quantize.schemes import DynamicInt8, Quantization, StaticInt8
-from equipoise.quantize.static import quantize_static
+from equipoise.quantize.sparing import Spared, spare
+from equipoise.quantize.static import Calibrated, Prepared, prepare_static
+from equipoise.quantize.statistics import read_statistics
+from equipoise.quantize.sweeps import Judge, Score
+from equipoise.quantize.treatment import Treatment
+from equipoise.quantize.weight_only import WeightOnly, quantize_blocks
 from equipoise.quantize.weights import quantize_weights
+from equipoise.runtimes.protocol import SessionSettings
+from equipoise.runtimes.registry import session_opener
+from equipoise.targets.profile import Int8Scheme
 
 MODEL_FILE: Final = "model.onnx"
 _PER_CHANNEL_OPSET: Final = 13
-_COLLAPSED_TENSORS_NAMED: Final = 3
+_JUDGED_SAMPLES: Final = 16
+_NOT_RUN: Final = (Score(sqnr_db=None, cosine=1.0), Score(sqnr_db=None, cosine=1.0))
+_KERNEL_DB: Final = 3.0
+"""Kernels may round otherwise than the graph says; twice the noise is another matter."""
+
+_INTEGER_OPERATORS: Final = frozenset(
+    {
+        "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger",
+        "MatMulNBits", "QLinearConv", "QLinearMatMul", "QuantizeLinear",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +47,19 @@ class QuantizeConfig:
 
     Attributes:
         model: Float ONNX file.
-        ranges: Directory that ``calibrate`` wrote; needed by static schemes alone.
-        quantization: The scheme.
-        activation: Activation type that the target wants: ``uint8`` or ``int8``.
+        quantization: How.
+        scheme: How the target wants its integers.
+        samples: Directory of calibration inputs; the result is run on some of them.
+        statistics: Directory that ``calibrate`` wrote; needed by static quantisation alone.
+        threads: Threads per operator.
     """
 
     model: Path
     quantization: Quantization
-    ranges: Path | None = None
-    activation: str = "uint8"
+    scheme: Int8Scheme
+    samples: Path
+    statistics: Path | None = None
+    threads: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,99 +70,204 @@ class QuantizeRecord:
         file: Name of the ONNX file in the output directory.
         notes: What a user should know, in words.
         float_nodes: Nodes left in float on purpose, with the reason.
+        treatments: What was done about activations with unlike channels.
         quantized: Operator type -> count of what now reads int8.
+        sqnr_db: Signal to noise of the worst output on calibration samples, as the graph is
+            written; None when nothing is lost.
+        optimized_sqnr_db: The same as the runtime runs it with all its optimisations.
     """
 
     file: str
     notes: tuple[str, ...]
-    float_nodes: tuple[placement.FloatNode, ...]
+    float_nodes: tuple[FloatNode, ...]
+    treatments: tuple[Treatment, ...]
     quantized: dict[str, int]
+    sqnr_db: float | None
+    optimized_sqnr_db: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    model: Any
+    notes: tuple[str, ...] = ()
+    float_nodes: tuple[FloatNode, ...] = ()
+    treatments: tuple[Treatment, ...] = ()
+    runs_here: bool = True
 
 
 def quantize(config: QuantizeConfig, *, output: Path) -> QuantizeRecord:
     """Quantise ``config.model`` into ``output``.
 
     Raises:
-        SourceError: The model is no ONNX file, or its opset cannot be raised.
-        RecipeError: Nothing in it can be quantised so, or a static scheme has no ranges.
+        SourceError: The model is no ONNX file, is quantised already, or its opset cannot be raised.
+        RecipeError: Nothing in it can be quantised so, or a static scheme has no statistics.
+        ParityError: The runtime makes something else of the result than it says.
     """
     model = _prepared(onnxio.load_model(config.model))
+    _check_float(model, config.model)
+    judge = _judge(model, config)
     before = Counter(node.op_type for node in model.graph.node)
-    quantized, float_nodes, notes = _apply(model, config)
-    after = Counter(node.op_type for node in quantized.graph.node)
+    made = _apply(model, config, judge=judge)
+    after = Counter(node.op_type for node in made.model.graph.node)
+    added = {op: n - before[op] for op, n in sorted(after.items()) if n > before[op]}
     if after == before:
         raise RecipeError(
             f"nothing in the model can be quantised by the scheme {config.quantization.kind!r}",
             hint="Its operators have no constant weights, or are not in the scheme's list.",
         )
-    onnxio.save_model(quantized, output / MODEL_FILE)
-    added = {op: n - before[op] for op, n in sorted(after.items()) if n > before[op]}
-    return QuantizeRecord(file=MODEL_FILE, notes=notes, float_nodes=float_nodes, quantized=added)
-
-
-def _apply(
-    model: Any, config: QuantizeConfig
-) -> tuple[Any, tuple[placement.FloatNode, ...], tuple[str, ...]]:
-    if isinstance(config.quantization, DynamicInt8):
-        return quantize_dynamic(model, scheme=config.quantization), (), ()
-    if isinstance(config.quantization, StaticInt8):
-        return _static(model, config, scheme=config.quantization)
-    count = quantize_weights(model)
-    return model, (), (f"{count} weight tensors stored as int8 and computed in float",)
-
-
-def _static(
-    model: Any, config: QuantizeConfig, *, scheme: StaticInt8
-) -> tuple[Any, tuple[placement.FloatNode, ...], tuple[str, ...]]:
-    if config.ranges is None:
-        raise RecipeError("a static scheme needs calibrated ranges: give calibration data")
-    ranges = read_ranges(config.ranges)
-    prone = placement.collapse_prone(model, ranges.tensors)
-    float_nodes = prone if scheme.guarded else ()
-    quantized = quantize_static(
-        model,
-        ranges.tensors,
-        scheme=scheme,
-        activation=config.activation,
-        float_nodes=tuple(node.name for node in float_nodes),
+    onnxio.save_model(made.model, output / MODEL_FILE)
+    scores = _verified(output / MODEL_FILE, judge=judge) if made.runs_here else _NOT_RUN
+    return QuantizeRecord(
+        file=MODEL_FILE,
+        notes=(*made.notes, *_kernel_notes(scores)),
+        float_nodes=made.float_nodes,
+        treatments=made.treatments,
+        quantized=added,
+        sqnr_db=scores[0].sqnr_db,
+        optimized_sqnr_db=scores[1].sqnr_db,
     )
-    if scheme.guarded:
-        # Float products and tables still gain from int8 weights: ONNX Runtime has kernels for both.
-        quantize_weights(quantized, operators=frozenset({"MatMul", "Gather"}))
-    notes = _guard_notes(float_nodes) if scheme.guarded else _collapse_notes(ranges)
-    return quantized, float_nodes, notes
 
 
-def _guard_notes(nodes: tuple[placement.FloatNode, ...]) -> tuple[str, ...]:
-    """One note per reason, with the operators it kept in float."""
+def _check_float(model: Any, path: Path) -> None:
+    found = sorted({node.op_type for node in model.graph.node} & _INTEGER_OPERATORS)
+    if found:
+        raise SourceError(
+            f"{path} is quantised already: it has {', '.join(found)}",
+            hint="Give the float model that it was made from.",
+        )
+
+
+def _judge(model: Any, config: QuantizeConfig) -> Judge:
+    """The float model's outputs on some calibration samples, spread over all."""
+    rows = Rows(config.samples)
+    feeds = [rows[i] for i in range(0, len(rows), max(1, len(rows) // _JUDGED_SAMPLES))]
+    feeds = feeds[:_JUDGED_SAMPLES]
+    with fs.scratch_directory() as folder:
+        onnxio.save_model(model, folder / "float.onnx")
+        settings = SessionSettings(threads=config.threads)
+        with session_opener("onnxruntime")(folder / "float.onnx", settings=settings) as session:
+            references = [session.run(dict(one)) for one in feeds]
+    for index, outputs in enumerate(references):
+        require_finite(outputs, sample=index, what="the float model")
+    return Judge(feeds=feeds, references=references, threads=config.threads)
+
+
+def _verified(path: Path, *, judge: Judge) -> tuple[Score, Score]:
+    """Run the file with no optimisation and with all, and compare both with the float model.
+
+    Raises:
+        ParityError: With optimisation the outputs are far from what the graph says.
+    """
+    scores = []
+    for level in ("none", "all"):
+        settings = SessionSettings(threads=judge.threads, optimize=level)
+        with session_opener("onnxruntime")(path, settings=settings) as session:
+            scores.append(judge.compare(session.run))
+    written, optimized = scores
+    if optimized.sqnr_db is not None and optimized.sqnr_db < 0 < (written.sqnr_db or 1.0):
+        raise ParityError(
+            f"as written the quantised model keeps {_db(written)}, as the runtime optimises it"
+            f" {_db(optimized)}: its kernels compute something else",
+            hint="Run `equipoise diagnose` on both files; report the runtime and the CPU.",
+        )
+    return written, optimized
+
+
+def _kernel_notes(scores: tuple[Score, Score]) -> tuple[str, ...]:
+    written, optimized = scores
+    if optimized.sqnr_db is None or (written.sqnr_db or 400.0) - optimized.sqnr_db < _KERNEL_DB:
+        return ()
+    kept = f"as written the outputs keep {_db(written)}"
+    return (f"{kept}; with the runtime's optimised kernels {_db(optimized)}",)
+
+
+def _db(score: Score) -> str:
+    return "everything" if score.sqnr_db is None else f"{score.sqnr_db:.1f} dB"
+
+
+def _apply(model: Any, config: QuantizeConfig, *, judge: Judge) -> _Made:
+    if isinstance(config.quantization, DynamicInt8):
+        return _Made(model=quantize_dynamic(model, scheme=config.quantization))
+    if isinstance(config.quantization, StaticInt8):
+        return _static(model, config, settings=config.quantization, judge=judge)
+    if isinstance(config.quantization, WeightOnly):
+        return _blocks(model, config, scheme=config.quantization)
+    if isinstance(config.quantization, Halves):
+        return _halves(model, config, settings=config.quantization)
+    count = quantize_weights(model)
+    note = f"{count} weight tensors stored as int8 and computed in float"
+    return _Made(model=model, notes=(note,))
+
+
+def _blocks(model: Any, config: QuantizeConfig, *, scheme: WeightOnly) -> _Made:
+    stored, told = quantize_blocks(model, scheme, rows=Rows(config.samples))
+    note = f"{len(told.weights)} weights stored in blocks of {scheme.grid.bits}-bit integers"
+    return _Made(model=stored, notes=(note, *_kept_notes(told.kept)), float_nodes=told.kept)
+
+
+def _halves(model: Any, config: QuantizeConfig, *, settings: Halves) -> _Made:
+    converted, told = convert_to_half(model, settings, rows=Rows(config.samples))
+    notes = [f"{told.half_nodes} nodes compute in {settings.dtype}; {told.casts} casts"]
+    if told.emulated:
+        notes.append(f"no kernels for {settings.dtype} here: the outputs were emulated in float")
+    return _Made(
+        model=converted,
+        notes=(*notes, *_kept_notes(told.float_nodes)),
+        float_nodes=told.float_nodes,
+        runs_here=not told.emulated,
+    )
+
+
+def _static(model: Any, config: QuantizeConfig, *, settings: StaticInt8, judge: Judge) -> _Made:
+    if config.statistics is None:
+        raise RecipeError("a static scheme needs calibrated ranges: give calibration data")
+    calibrated = Calibrated(
+        statistics=read_statistics(config.statistics).tensors,
+        rows=Rows(config.samples),
+        threads=config.threads,
+    )
+    prepared = prepare_static(model, calibrated, scheme=config.scheme, settings=settings)
+    spared = spare(
+        prepared, judge=judge, min_sqnr_db=settings.min_sqnr_db, budget_s=settings.budget_s
+    )
+    if settings.tables:
+        # A table is only ever looked up: int8 rows cost nothing and are a quarter of the size.
+        quantize_weights(spared.model, operators=frozenset({"Gather"}))
+    return _Made(
+        model=spared.model,
+        notes=_static_notes(prepared, spared),
+        float_nodes=(*spared.nodes, *prepared.kept),
+        treatments=prepared.treatments,
+    )
+
+
+def _static_notes(prepared: Prepared, spared: Spared) -> tuple[str, ...]:
+    treated = prepared.treatments
+    smoothed = sum(t.alpha > 0 for t in treated)
+    split = sum(t.outliers > 0 for t in treated)
+    notes = []
+    if smoothed or split:
+        notes.append(
+            f"of {len(treated)} activations of products {smoothed} are smoothed and {split} keep"
+            " a few outlier channels in float"
+        )
+    if spared.nodes:
+        named = ", ".join(node.name for node in spared.nodes[:3])
+        more = ", ..." if len(spared.nodes) > 3 else ""
+        notes.append(f"{len(spared.nodes)} nodes left in float for accuracy ({named}{more})")
+    return (*notes, *_kept_notes(prepared.kept), *prepared.notes, *spared.notes)
+
+
+def _kept_notes(nodes: Sequence[FloatNode]) -> tuple[str, ...]:
+    """One note per reason, with the operators that it kept in float."""
     by_reason: dict[str, Counter[str]] = {}
     for node in nodes:
-        by_reason.setdefault(_kind(node.reason), Counter())[node.operator] += 1
+        reason = "a mask constant" if "mask constant" in node.reason else node.reason
+        by_reason.setdefault(reason, Counter())[node.operator] += 1
     return tuple(
         f"left in float: {', '.join(f'{n} {op}' for op, n in counts.most_common())} ({reason})"
         for reason, counts in by_reason.items()
     )
-
-
-def _kind(reason: str) -> str:
-    """A reason without its tensor's name and figure, so that equal reasons count together."""
-    if reason.endswith("of signal"):
-        return f"an input would keep less than {placement.MINIMUM_SQNR_DB:.0f} dB of signal"
-    return "a mask constant stretches the range" if "mask constant" in reason else reason
-
-
-def _collapse_notes(ranges: Ranges) -> tuple[str, ...]:
-    masks = [n for n, r in ranges.tensors.items() if placement.is_mask(r)]
-    weak = [n for n, r in ranges.tensors.items() if r.count and placement.is_weak(r)]
-    notes = []
-    for names, why in (
-        (masks, "a mask constant was taken as activation range"),
-        (weak, f"less than {placement.MINIMUM_SQNR_DB:.0f} dB of signal is left on 8 bits"),
-    ):
-        if names:
-            shown = ", ".join(names[:_COLLAPSED_TENSORS_NAMED])
-            notes.append(f"{len(names)} of {len(ranges.tensors)} tensors: {why} ({shown}, ...)")
-    return tuple(notes)
 
 
 def quantize_dynamic(model: Any, *, scheme: DynamicInt8) -> Any:

@@ -1,10 +1,10 @@
 """Rounding weights so that their errors cancel on the data, not each to its nearest integer.
 
 The columns of a weight are rounded one after another; what each rounding changes in the layer's
-output is made up for, as far as the data allows, by the columns that are still to come. This is GPTQ
-(Frantar et al., arXiv 2210.17323, section 3) with its columns in the order of activation power. The
-inputs are taken as they come back from their own grid, so that one solves for the product that the
-device computes.
+output is made up for, as far as the data allows, by the columns that are still to come. This is
+GPTQ (Frantar et al., arXiv 2210.17323, section 3) with its columns in the order of activation
+power. The inputs are taken as they come back from their own grid, so that one solves for the
+product that the device computes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from equipoise.quantize.layers import Layer
 from equipoise.spec import Array
 
 _BLOCK: Final = 128
+_ENOUGH: Final = 512
+"""Positions that are multiplied at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +32,12 @@ class RoundingSettings:
         damping: Share of the mean diagonal that is added to the second moments: how little the data
             is trusted in directions that it hardly shows.
         positions: Most positions of one sample that count for the second moments of one layer.
+        samples: About so many samples are taken, evenly spread.
     """
 
     damping: float = 0.01
     positions: int = 64
+    samples: int = 64
 
 
 class SecondMoments:
@@ -46,14 +50,28 @@ class SecondMoments:
 
     def __init__(self, layer: Layer, *, positions: int) -> None:
         self._layer, self._positions = layer, positions
-        self.sum: Array = np.zeros((), dtype=np.float32)
+        self._sum: Array = np.zeros((), dtype=np.float32)
+        self._waiting: list[Array] = []
 
-    def add(self, activation: Array) -> None:
-        """Add one sample: an input of the layer."""
-        patches = self._layer.patches(activation)
-        step = max(1, -(-patches.shape[1] // self._positions))
-        chosen = np.ascontiguousarray(patches[:, ::step])
-        self.sum = self.sum + chosen.transpose(0, 2, 1) @ chosen
+    def add(self, activation: Array, *, grid: Grid) -> None:
+        """Add one sample: an input of the layer, and the grid that it goes through."""
+        patches = self._layer.patches(activation, most=self._positions)
+        self._waiting.append(grid.round(patches))
+        if sum(patches.shape[1] for patches in self._waiting) >= _ENOUGH:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Multiply what has come together: many small products cost more than one."""
+        if self._waiting:
+            patches = np.ascontiguousarray(np.concatenate(self._waiting, axis=1))
+            self._sum = self._sum + patches.transpose(0, 2, 1) @ patches
+            self._waiting = []
+
+    @property
+    def sum(self) -> Array:
+        """The sum so far."""
+        self._flush()
+        return self._sum
 
 
 def round_to_moments(
@@ -79,8 +97,11 @@ def round_to_moments(
     integers = np.empty_like(left)
     for begin in range(0, inputs, _BLOCK):
         end = min(begin + _BLOCK, inputs)
-        errors = _round_block(left, integers, upper, scale=scale, grid=grid, span=(begin, end))
-        left[:, :, end:] -= errors @ upper[:, begin:end, end:]
+        block = slice(begin, end)
+        errors = _round_block(
+            left[:, :, block], integers[:, :, block], upper[:, block, block], scale=scale, grid=grid
+        )
+        left[:, :, end:] -= errors @ upper[:, block, end:]
     back = np.argsort(order, axis=1)
     chosen: Array = np.take_along_axis(integers, back[:, None, :], axis=2)
     return chosen.astype(grid.zero_point.dtype)
@@ -104,21 +125,16 @@ def _inverse_factor(moments: Array, *, damping: float) -> Array:
     return lower.transpose(0, 2, 1).astype(np.float32)
 
 
-def _round_block(
-    left: Array, integers: Array, upper: Array, *, scale: Array, grid: Grid, span: tuple[int, int]
-) -> Array:
-    """Round the columns of ``span`` in place; return their scaled errors ``[groups, outputs, n]``."""
-    begin, end = span
-    block = left[:, :, begin:end]
-    errors = np.empty_like(block)
-    for column in range(end - begin):
-        at = begin + column
-        wanted = block[:, :, column]
+def _round_block(left: Array, integers: Array, upper: Array, *, scale: Array, grid: Grid) -> Array:
+    """Round a block of columns in place; return their scaled errors ``[groups, outputs, n]``."""
+    errors = np.empty_like(left)
+    for at in range(left.shape[2]):
+        wanted = left[:, :, at]
         rounded = np.clip(np.rint(wanted / scale), grid.low, grid.high)
         integers[:, :, at] = rounded
         error = (wanted - rounded * scale) / upper[:, at, at, None]
-        errors[:, :, column] = error
-        block[:, :, column + 1 :] -= error[:, :, None] * upper[:, None, at, at + 1 : end]
+        errors[:, :, at] = error
+        left[:, :, at + 1 :] -= error[:, :, None] * upper[:, None, at, at + 1 :]
     return errors
 
 

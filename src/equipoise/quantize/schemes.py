@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from equipoise.quantize.halves import Halves
+from equipoise.quantize.ranges import Method, Mse
+from equipoise.quantize.rounding import RoundingSettings
+from equipoise.quantize.treatment import Remedies
+from equipoise.quantize.weight_only import WeightOnly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +31,28 @@ class StaticInt8:
     """Weights and activations in int8 as QDQ, activation ranges from calibration data.
 
     Attributes:
-        reduce_range: Seven-bit weights, so that the 16-bit sums of AVX2 cannot saturate.
-        per_channel: One weight scale per output channel.
-        guarded: Leave the collapse-prone nodes in float: see ``quantize.placement``.
+        method: How ranges of activations are chosen.
+        remedies: What may be done about activations with unlike channels.
+        rounding: How weights are rounded so that their errors cancel; None for each to its nearest
+            integer.
+        weight_bits: Bits of the weights; None for 8, and for 7 in the layers that would saturate
+            where the target's 16-bit sums do.
+        min_sqnr_db: Signal to noise that the outputs have to keep on the calibration samples:
+            nodes go back to float, the most harmful per time first, until they do.
+        budget_s: Time for finding them.
+        float_nodes: Names of nodes that stay in float in any case.
+        tables: Store embeddings and the weights of float products as int8 too.
     """
 
     kind: Literal["static"] = "static"
-    reduce_range: bool = False
-    per_channel: bool = True
-    guarded: bool = False
+    method: Method = field(default_factory=Mse)
+    remedies: Remedies = field(default_factory=Remedies)
+    rounding: RoundingSettings | None = field(default_factory=RoundingSettings)
+    weight_bits: Literal[7, 8] | None = None
+    min_sqnr_db: float = 20.0
+    budget_s: float = 300.0
+    float_nodes: tuple[str, ...] = ()
+    tables: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,4 +62,4 @@ class WeightOnlyInt8:
     kind: Literal["weight-only"] = "weight-only"
 
 
-Quantization = DynamicInt8 | StaticInt8 | WeightOnlyInt8
+Quantization = DynamicInt8 | StaticInt8 | WeightOnlyInt8 | WeightOnly | Halves

@@ -1,66 +1,319 @@
-"""Static int8: Q/DQ pairs with calibrated ranges.
+"""Static int8: from a float graph, statistics and a few real samples to a graph of Q/DQ pairs.
 
-Ranges and placement are ours; writing the Q/DQ nodes is ONNX Runtime's ``QDQQuantizer``.
+In order: which nodes, what to do about unlike channels, the grids of activations, those of weights
+and their rounding, and the pairs themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
-from equipoise import extras
-from equipoise.quantize.calibrate import TensorRange
+from equipoise.quantize import treatment as remedy
+from equipoise.quantize.grids import INTEGERS, Grid, activation_grid, weight_grid
+from equipoise.quantize.layers import Layer, find_layers, read_array
+from equipoise.quantize.nodes import MOVES_VALUES, Choice, FloatNode, integer_nodes
+from equipoise.quantize.observe import Feeds, observing
+from equipoise.quantize.outliers import split_outliers
+from equipoise.quantize.qdq import IntegerWeight, Placement, write_qdq
+from equipoise.quantize.ranges import Bounds, choose_range
+from equipoise.quantize.rounding import SecondMoments, round_to_moments, share_moments
+from equipoise.quantize.saturation import saturation
 from equipoise.quantize.schemes import StaticInt8
+from equipoise.quantize.smooth import smooth
+from equipoise.quantize.statistics import TensorStatistics
+from equipoise.spec import Array
+from equipoise.targets.profile import Int8Scheme
 
-_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+_POSITIONS: Final = 1024
+"""Values of each activation that a treatment is weighed on, over all samples."""
+
+_SATURATION_DB: Final = 38.0
+"""Rounding to 8 bits leaves about 43 dB of a layer's output, to 7 bits 37 dB: saturation that
+leaves less than this costs more than the bit."""
+
+_SATURATION_SAMPLES: Final = 8
+_INT8_MOST: Final = 255
 
 
-def quantize_static(
-    model: Any,
-    ranges: Mapping[str, TensorRange],
-    *,
-    scheme: StaticInt8,
-    activation: str,
-    float_nodes: tuple[str, ...],
-) -> Any:
-    """Put Q/DQ pairs around the nodes of ``model``.
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A float graph that is ready to be quantised, and the grids that it will take.
+
+    Attributes:
+        model: Float ``onnx.ModelProto``, with treatments.
+        placement: All that quantising adds.
+        kept: Nodes that stay in float, with the reason.
+        treatments: What was done about unlike channels.
+        notes: What a user should know, in words.
+    """
+
+    model: Any
+    placement: Placement
+    kept: tuple[FloatNode, ...]
+    treatments: tuple[remedy.Treatment, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """What is known of the activations.
+
+    Attributes:
+        statistics: Activation -> what calibration saw.
+        rows: Calibration samples.
+        threads: Threads per operator.
+    """
+
+    statistics: Mapping[str, TensorStatistics]
+    rows: Sequence[Feeds]
+    threads: int = 1
+
+
+def prepare_static(
+    model: Any, calibrated: Calibrated, *, scheme: Int8Scheme, settings: StaticInt8
+) -> Prepared:
+    """Decide everything about static int8 of ``model``; change it where a treatment does.
 
     Args:
-        model: Float ``onnx.ModelProto`` with named nodes and inferred shapes.
-        ranges: Tensor name -> calibrated range.
-        scheme: Weights per channel or not, with reduced range or not.
-        activation: ``uint8`` or ``int8``.
-        float_nodes: Names of nodes to leave in float.
+        model: Float ``onnx.ModelProto`` with named nodes; changed in place.
+        calibrated: What is known of its activations.
+        scheme: How the target wants its integers.
+        settings: How to quantise.
     """
-    quantization = extras.require("onnxruntime.quantization")
-    qdq: Any = extras.require("onnxruntime.quantization.qdq_quantizer")
-    registry: Any = extras.require("onnxruntime.quantization.registry")
-    types = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType.QInt8}
-    quantizer = qdq.QDQQuantizer(
-        model,
-        scheme.per_channel,
-        scheme.reduce_range,
-        quantization.QuantType.QInt8,
-        types[activation],
-        _tensors_data(ranges),
-        [],
-        list(float_nodes),
-        sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry}),
-        {"ActivationSymmetric": False, "WeightSymmetric": True},
-    )
-    quantizer.quantize_model()
-    return quantizer.model.model
+    return _Static(model, calibrated, scheme=scheme, settings=settings).prepare()
 
 
-def _tensors_data(ranges: Mapping[str, TensorRange]) -> Any:
-    """Our ranges in the form that ``QDQQuantizer`` reads."""
-    calibrate: Any = extras.require("onnxruntime.quantization.calibrate")
-    data = {name: _bounds(tensor) for name, tensor in ranges.items()}
-    return calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, data)
+def written(prepared: Prepared, *, without: Iterable[str] = ()) -> Any:
+    """A new ``onnx.ModelProto`` with the pairs of ``prepared``, but for the nodes ``without``."""
+    placement = prepared.placement
+    return _written(prepared.model, replace(placement, nodes=placement.nodes - set(without)))
 
 
-def _bounds(tensor: TensorRange) -> tuple[Any, Any]:
-    low, high = (float(np.clip(v, -_FLOAT32_MAX, _FLOAT32_MAX)) for v in (tensor.low, tensor.high))
-    return np.float32(low), np.float32(high)
+def _written(model: Any, placement: Placement) -> Any:
+    copy = type(model)()
+    copy.CopyFrom(model)
+    write_qdq(copy, placement)
+    return copy
+
+
+class _Static:
+    """The decisions about one model, in their order."""
+
+    def __init__(
+        self, model: Any, calibrated: Calibrated, *, scheme: Int8Scheme, settings: StaticInt8
+    ) -> None:
+        self._model, self._calibrated = model, calibrated
+        self._scheme, self._settings = scheme, settings
+        self._bits = settings.weight_bits or 8
+        self._choice = self._chosen()
+
+    def prepare(self) -> Prepared:
+        treatments, ranges = self._treat()
+        grids = self._grids(ranges)
+        moments = self._moments(grids)
+        placement = self._placement(grids, moments, narrow=())
+        notes: tuple[str, ...] = ()
+        if self._scheme.saturates and self._settings.weight_bits is None:
+            narrow = self._saturating(placement)
+            placement = self._placement(grids, moments, narrow=narrow)
+            notes = _narrow_notes(narrow)
+        return Prepared(
+            model=self._model,
+            placement=placement,
+            kept=self._choice.kept,
+            treatments=treatments,
+            notes=notes,
+        )
+
+    def _chosen(self) -> Choice:
+        choice = integer_nodes(self._model, self._calibrated.statistics, scheme=self._scheme)
+        asked = set(self._settings.float_nodes)
+        kept = [
+            FloatNode(name=node.name, operator=node.op_type, reason="named to stay in float")
+            for node in self._model.graph.node
+            if node.name in asked & choice.nodes
+        ]
+        return Choice(nodes=choice.nodes - asked, kept=(*choice.kept, *kept))
+
+    # Unlike channels.
+
+    def _treat(self) -> tuple[tuple[remedy.Treatment, ...], dict[str, Bounds]]:
+        """Treat the activations of products; return the ranges of what the products read then."""
+        groups = self._product_groups()
+        remedies = self._settings.remedies
+        if not groups or not (remedies.smoothing or remedies.outliers or remedies.clipping):
+            return (), {}
+        values = self._some_values(tuple(groups))
+        treatments, ranges = [], {}
+        for name, layers in groups.items():
+            product = self._product(layers, values[name])
+            chosen = remedy.choose_treatment(
+                product, grid=self._grid, bits=self._bits, remedies=remedies
+            )
+            treatments.append(chosen)
+            read, bounds = self._apply(layers, product, chosen)
+            ranges[read] = bounds
+        return tuple(treatments), ranges
+
+    def _product_groups(self) -> dict[str, list[Layer]]:
+        """Activation -> the MatMul layers in integers that read it."""
+        groups: dict[str, list[Layer]] = {}
+        for layer in find_layers(self._model):
+            seen = self._calibrated.statistics.get(layer.input)
+            channels = None if seen is None else seen.channels
+            is_product = layer.operator == "MatMul" and layer.name in self._choice.nodes
+            if is_product and channels is not None and len(channels.low) == layer.shape[0]:
+                groups.setdefault(layer.input, []).append(layer)
+        return groups
+
+    def _some_values(self, names: tuple[str, ...]) -> dict[str, Array]:
+        """float32 ``[positions, channels]`` of each activation, spread over the samples."""
+        rows = self._calibrated.rows
+        each = max(1, _POSITIONS // max(len(rows), 1))
+        found: dict[str, list[Array]] = {name: [] for name in names}
+        random = np.random.default_rng(0)  # even steps would meet the first token of every text
+        with observing(self._model, names, threads=self._calibrated.threads) as observe:
+            for feeds in rows:
+                for name, array in observe(feeds).items():
+                    tokens = array.reshape(-1, array.shape[-1])
+                    found[name].append(tokens[random.permutation(len(tokens))[:each]])
+        return {name: np.concatenate(arrays) for name, arrays in found.items()}
+
+    def _product(self, layers: Sequence[Layer], values: Array) -> remedy.Product:
+        name = layers[0].input
+        channels = self._calibrated.statistics[name].channels
+        assert channels is not None  # noqa: S101  groups hold no other
+        weights = [layer.rows(read_array(self._model, layer.weight))[0].T for layer in layers]
+        return remedy.Product(
+            activation=name,
+            values=values,
+            low=channels.low.astype(np.float32),
+            high=channels.high.astype(np.float32),
+            weight=np.concatenate(weights, axis=1),
+        )
+
+    def _apply(
+        self, layers: Sequence[Layer], product: remedy.Product, chosen: remedy.Treatment
+    ) -> tuple[str, Bounds]:
+        """Put a treatment into the graph; return what the layers read now, and its range."""
+        after, factors, channels = remedy.treated(
+            product, alpha=chosen.alpha, outliers=chosen.outliers
+        )
+        name = layers[0].input
+        if chosen.alpha:
+            name = smooth(self._model, layers, factors=factors)
+        if chosen.outliers:
+            split_outliers(self._model, layers, channels=channels)
+        return name, remedy.bounds(after, cut=chosen.cut)
+
+    # Grids.
+
+    def _grid(self, low: float, high: float) -> Grid:
+        widened = max(self._scheme.smallest_range - (high - low), 0.0)
+        return activation_grid(
+            low,
+            high + widened,
+            dtype=self._scheme.activation,
+            symmetric=self._scheme.symmetric,
+            power_of_two=self._scheme.power_of_two,
+        )
+
+    def _grids(self, ranges: Mapping[str, Bounds]) -> dict[str, Grid]:
+        """The grid of every activation that a node in integers may read or write."""
+        grids = {name: self._grid(*bounds) for name, bounds in ranges.items()}
+        nodes = self._model.graph.node
+        clips = {n.input[0]: n.output[0] for n in nodes if n.op_type in {"Clip", "Relu"}}
+        for node in nodes:
+            if node.name not in self._choice.nodes:
+                continue
+            names = [*node.input, *node.output, *(clips.get(name, "") for name in node.output)]
+            if node.op_type in MOVES_VALUES and node.input[0] in grids:
+                grids[node.output[0]] = grids[node.input[0]]
+            for name in names:
+                if name in self._calibrated.statistics and name not in grids:
+                    grids[name] = self._grid(*self._range(name))
+        return grids
+
+    def _range(self, name: str) -> Bounds:
+        bits = 16 if INTEGERS[self._scheme.activation][1] > _INT8_MOST else 8
+        return choose_range(
+            self._calibrated.statistics[name],
+            self._settings.method,
+            bits=bits,
+            symmetric=self._scheme.symmetric,
+        )
+
+    # Weights.
+
+    def _placement(
+        self, grids: Mapping[str, Grid], moments: Mapping[str, Array], *, narrow: Sequence[str]
+    ) -> Placement:
+        weights = {
+            layer.weight: self._weight(
+                layer, moments.get(layer.name), bits=7 if layer.name in narrow else self._bits
+            )
+            for layer in self._layers()
+        }
+        return Placement(
+            nodes=self._choice.nodes,
+            activations=grids,
+            weights=weights,
+            integer_bias=self._scheme.bias == "int32",
+            quantize_outputs=self._scheme.quantize_outputs,
+            absorbs_clips=self._scheme.absorbs_clips,
+        )
+
+    def _layers(self) -> list[Layer]:
+        return [layer for layer in find_layers(self._model) if layer.name in self._choice.nodes]
+
+    def _weight(self, layer: Layer, moments: Array | None, *, bits: int) -> IntegerWeight:
+        weight = read_array(self._model, layer.weight)
+        axis = layer.channel_axis if self._scheme.per_channel else None
+        others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
+        grid = weight_grid(np.abs(weight).max(axis=others), axis=axis, bits=bits)
+        if self._settings.rounding is None or moments is None:
+            return IntegerWeight(values=grid.quantize(weight), grid=grid)
+        rows = round_to_moments(
+            layer.rows(weight), moments, grid=grid, settings=self._settings.rounding
+        )
+        return IntegerWeight(values=layer.stored(rows), grid=grid)
+
+    def _moments(self, grids: Mapping[str, Grid]) -> dict[str, Array]:
+        """Layer -> second moments of what it reads, as it comes back from its grid."""
+        rounding = self._settings.rounding
+        if rounding is None:
+            return {}
+        shared = share_moments(self._layers(), settings=rounding)
+        by_input: dict[str, dict[int, SecondMoments]] = {}
+        for layer in self._layers():
+            moments = shared[layer.name]
+            by_input.setdefault(layer.input, {})[id(moments)] = moments
+        rows = self._calibrated.rows
+        names = tuple(by_input)
+        with observing(self._model, names, threads=self._calibrated.threads) as observe:
+            for feeds in rows[:: max(1, len(rows) // rounding.samples)]:
+                for name, array in observe(feeds).items():
+                    for moments in by_input[name].values():
+                        moments.add(array, grid=grids[name])
+        return {name: moments.sum for name, moments in shared.items()}
+
+    # Saturation.
+
+    def _saturating(self, placement: Placement) -> tuple[str, ...]:
+        """Layers that lose more to 16-bit sums than to a bit less in their weights."""
+        rows = self._calibrated.rows
+        some = rows[:: max(1, len(rows) // _SATURATION_SAMPLES)][:_SATURATION_SAMPLES]
+        trial = _written(self._model, placement)
+        found = saturation(trial, some, threads=self._calibrated.threads)
+        return tuple(s.name for s in found if s.sqnr_db is not None and s.sqnr_db < _SATURATION_DB)
+
+
+def _narrow_notes(narrow: Sequence[str]) -> tuple[str, ...]:
+    if not narrow:
+        return ("no layer saturates on this target: all weights keep 8 bits",)
+    shown = ", ".join(narrow[:3]) + (", ..." if len(narrow) > 3 else "")
+    return (f"7-bit weights in {len(narrow)} layers whose 16-bit sums would overflow ({shown})",)

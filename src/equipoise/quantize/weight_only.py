@@ -28,8 +28,8 @@ from equipoise.quantize.blockwise import (
     round_to_nearest,
 )
 from equipoise.quantize.layers import Layer, find_layers, read_array
+from equipoise.quantize.nodes import FloatNode
 from equipoise.quantize.observe import Feeds, observing
-from equipoise.quantize.placement import FloatNode
 from equipoise.quantize.weights import quantize_weights, read_in_subgraphs
 from equipoise.spec import Array
 

@@ -15,7 +15,7 @@ def candidates(*, saturates: bool) -> tuple[Recipe, ...]:
 
     Args:
         saturates: Whether the 16-bit sums of the target's int8 kernels can overflow. Where they
-            can, dynamic and guarded schemes take seven-bit weights.
+            can, dynamic schemes take seven-bit weights; static ones find out which layers need it.
     """
     range_note = "7-bit weights, because this CPU saturates" if saturates else "8-bit weights"
     return (
@@ -43,17 +43,13 @@ def candidates(*, saturates: bool) -> tuple[Recipe, ...]:
         ),
         Recipe(
             name="int8-static",
-            summary="Every operator that has an int8 form, ranges from calibration data.",
+            summary="Ranges from calibration data; what int8 would harm stays in float.",
             quantization=StaticInt8(),
         ),
         Recipe(
-            name="int8-static-7bit",
-            summary="The same with weights in reduced range.",
-            quantization=StaticInt8(reduce_range=True),
-        ),
-        Recipe(
-            name="int8-static-guarded",
-            summary=f"Collapse-prone nodes stay in float; {range_note}.",
-            quantization=StaticInt8(guarded=True, reduce_range=saturates),
+            name="int8-static-fused",
+            summary="The same on the fused graph.",
+            fused=True,
+            quantization=StaticInt8(),
         ),
     )

@@ -18,7 +18,7 @@ class Int8Scheme:
 
     Attributes:
         activation: Type of activations.
-        weight: Type of weights.
+        weight: Type of weights; zero is always in their middle.
         per_channel: Whether each output channel has a weight scale of its own.
         saturates: Whether the kernels add products in 16 bits, which overflow unless weights keep
             to seven bits.
@@ -28,13 +28,15 @@ class Int8Scheme:
         bias: Type of the biases of convolutions and Gemm.
         quantize_outputs: Whether a QuantizeLinear follows a node; where not, it comes before the
             next one alone, and the runtime fuses what lies between.
+        fuses_adds: Whether an Add runs inside the convolution whose output it reads, before that
+            is rounded; then its other input alone is quantised.
         absorbs_clips: Whether a Clip or Relu that the grid does anyway goes out of the graph.
         joins: Operators without weights that run in integers between others that do.
         smallest_range: Least range of an activation.
     """
 
     activation: Literal["uint8", "int8", "uint16", "int16"]
-    weight: Literal["uint8", "int8"]
+    weight: Literal["int8"]
     per_channel: bool
     saturates: bool
     reason: str
@@ -42,9 +44,15 @@ class Int8Scheme:
     power_of_two: bool = False
     bias: Literal["int32", "float"] = "int32"
     quantize_outputs: bool = True
+    fuses_adds: bool = False
     absorbs_clips: bool = True
     joins: tuple[str, ...] = ORT_JOINS
     smallest_range: float = 0.0
+
+    @property
+    def least_opset(self) -> int:
+        """The first ONNX opset that has these types, and scales per channel."""
+        return 21 if self.activation in {"uint16", "int16"} else 13
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,15 +57,20 @@ READERS: Final = Registry(
     kind="data form",
     group="equipoise.readers",
     builtin={
-        name: f"equipoise.data.readers.{name}:read" for name in ("conll", "digits", "jsonl", "npz")
+        name: f"equipoise.data.readers.{name}:read"
+        for name in ("conll", "digits", "images", "jsonl", "npz", "python")
     },
 )
+PICTURES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+"""Suffixes of pictures."""
+
 _FORM_OF_SUFFIX: Final = {
     ".npz": "npz", ".jsonl": "jsonl", ".txt": "conll", ".conll": "conll", ".bio": "conll"
 }  # fmt: skip
 _FORMS: Final = (
-    "Give digits, an .npz or .jsonl file, a CoNLL file (.txt, .conll, .bio) or directory, or say"
-    " the form: npz:PATH, jsonl:PATH, conll:PATH."
+    "Give digits, an .npz or .jsonl file, a CoNLL file (.txt, .conll, .bio) or directory, a"
+    " directory of pictures, or say the form: npz:PATH, jsonl:PATH, conll:PATH, images:PATH,"
+    " python:MODULE:FUNCTION."
 )
 
 
@@ -78,13 +83,20 @@ def split_form(data: str) -> tuple[str, Path | None]:
     if data == "digits":
         return "digits", None
     form, colon, rest = data.partition(":")
+    if colon and form == "python":
+        return form, None
     if colon and form in READERS.names():
         return form, _existing(Path(rest))
     path = _existing(Path(data))
-    form = "conll" if path.is_dir() else _FORM_OF_SUFFIX.get(path.suffix, "")
+    form = _form_of_directory(path) if path.is_dir() else _FORM_OF_SUFFIX.get(path.suffix, "")
     if not form:
         raise DataError(f"{path}: no data form has the suffix {path.suffix!r}", hint=_FORMS)
     return form, path
+
+
+def _form_of_directory(path: Path) -> str:
+    has_pictures = any(file.suffix.lower() in PICTURES for file in path.rglob("*"))
+    return "images" if has_pictures else "conll"
 
 
 def _existing(path: Path) -> Path:

@@ -24,6 +24,9 @@ def read(path: Path | None, *, config: DataConfig) -> DataSet:
     """
     arrays = read_arrays(path)
     names = [name for name in _LABEL_NAMES if name in arrays]
+    if not names and not config.labelled:
+        arrays["label"] = _no_labels(arrays)
+        names = ["label"]
     if len(names) != 1:
         raise DataError(
             f"{path}: needs exactly one label array, named label, labels or y; it has"
@@ -38,6 +41,11 @@ def read(path: Path | None, *, config: DataConfig) -> DataSet:
         for i in range(len(labels))
     ]
     return DataSet(evaluation=samples, labels=config.labels)
+
+
+def _no_labels(arrays: dict[str, Array]) -> Array:
+    sized = [len(array) for array in arrays.values() if array.ndim]
+    return np.zeros(sized[0] if sized else 0, dtype=np.int64)
 
 
 def read_arrays(path: Path | None) -> dict[str, Array]:

@@ -1,0 +1,519 @@
+"""Cross-layer equalisation: the same function, with channels that share one grid better.
+
+Where a tensor goes from one layer to another through operators for which ``f(x / s) = f(x) / s``,
+each channel can be divided by a factor of its own in the first layer and multiplied by it in the
+second (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction,
+arXiv 1906.04721, section 4.1). All tensors that such operators, residual sums included, tie to each
+other form a *stream*: one factor per channel, divided out by every layer that writes into it and
+multiplied in by every layer that reads from it. A stream of two layers is the pair of the paper.
+
+A Clip lets a factor through only as far as it does not act: on channels that stay within its bounds
+on the calibration data, before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from equipoise import extras, onnxio
+from equipoise.quantize.bias import bias_fits, own_bias
+from equipoise.quantize.layers import Layer, find_layers, read_array, write_array
+from equipoise.quantize.statistics import ChannelStatistics
+from equipoise.quantize.weights import read_in_subgraphs
+from equipoise.spec import Array
+
+_ELEMENTWISE: Final = frozenset({"Dropout", "Identity", "LeakyRelu", "PRelu", "Relu"})
+_POOLS: Final = frozenset({"AveragePool", "MaxPool"})
+_GLOBAL_POOLS: Final = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
+_REDUCTIONS: Final = frozenset({"ReduceMax", "ReduceMean", "ReduceSum"})
+_GATES: Final = frozenset({"HardSigmoid", "Sigmoid"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualizeSettings:
+    """What is made equal, and how far.
+
+    Attributes:
+        balance: ``weights``: the weights of a channel before and after it get equal ranges, as in
+            the paper; it is for one scale per weight tensor. ``activations``: the channels of the
+            activation approach one range, at the cost of the weights after it; it needs statistics.
+        strength: Of ``activations``: 0 leaves all as it is, 1 makes the channels of the activation
+            equal.
+        per_channel: Weights get a scale per output channel. A depthwise convolution then takes any
+            factor at no cost, so its input is equalised in full.
+        sweeps: Most rounds over all streams.
+        tolerance: Largest logarithm of a factor in a round that counts as none.
+        limit: Largest factor of a channel, and its inverse the least. A channel whose weights are
+            next to zero lives from its bias, and a larger factor would blow that up.
+    """
+
+    balance: Literal["activations", "weights"] = "activations"
+    strength: float = 0.5
+    per_channel: bool = True
+    sweeps: int = 20
+    tolerance: float = 0.01
+    limit: float = 64.0
+    headroom: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualizedStream:
+    """Layers whose common channels were rescaled.
+
+    Attributes:
+        writers: Names of the layers whose outputs were divided.
+        readers: Names of the layers whose inputs were multiplied.
+        channels: Number of channels.
+        held: Channels that a Clip does not let change.
+        largest_factor: Largest factor or inverse of one.
+    """
+
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    channels: int
+    held: int
+    largest_factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedStream:
+    """Layers between which nothing was rescaled, and why."""
+
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Equalization:
+    """What was done.
+
+    Attributes:
+        streams: What was rescaled.
+        skipped: What was not, though a layer writes it and a layer reads it.
+        sweeps: Rounds until nothing moved.
+        factors: Activation -> float64 ``[channels]`` by which its channels are divided now.
+    """
+
+    streams: tuple[EqualizedStream, ...]
+    skipped: tuple[SkippedStream, ...]
+    sweeps: int
+    factors: Mapping[str, Array] = field(default_factory=dict)
+
+
+def equalize(
+    model: Any,
+    channels: Mapping[str, ChannelStatistics] | None = None,
+    *,
+    settings: EqualizeSettings,
+) -> Equalization:
+    """Rescale the channels between layers, in place; the function of the model stays the same.
+
+    Args:
+        model: Float ``onnx.ModelProto`` with named nodes.
+        channels: Activation -> what its channels do on the calibration data. Without it no Clip
+            lets a factor through, and there are no activations to balance.
+        settings: What to make equal.
+
+    Returns:
+        What was rescaled, what was not and why. Calibrated ranges of the activations in
+        ``factors`` are out of date: divide channels by their factors or calibrate anew.
+    """
+    found = [stream for stream in _find_streams(model) if stream.writers and stream.readers]
+    work = _Work(model, found, channels or {}, settings=settings)
+    sweeps = work.settle()
+    changed = [stream for stream in found if not work.reason(stream)]
+    _apply(model, changed, work.factors)
+    return Equalization(
+        streams=tuple(_told(stream, work) for stream in changed),
+        skipped=tuple(_told_skipped(stream, work) for stream in found if work.reason(stream)),
+        sweeps=sweeps,
+        factors={t: work.factors[s.key] for s in changed for t in s.channelled},
+    )
+
+
+def _told(stream: _Stream, work: _Work) -> EqualizedStream:
+    factors = work.factors[stream.key]
+    return EqualizedStream(
+        writers=tuple(layer.name for layer in stream.writers),
+        readers=tuple(layer.name for layer in stream.readers),
+        channels=stream.channels,
+        held=int(work.held(stream).sum()),
+        largest_factor=float(np.exp(np.abs(np.log(factors)).max())),
+    )
+
+
+def _told_skipped(stream: _Stream, work: _Work) -> SkippedStream:
+    return SkippedStream(
+        writers=tuple(layer.name for layer in stream.writers),
+        readers=tuple(layer.name for layer in stream.readers),
+        reason=work.reason(stream),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """Where a tensor has its channels.
+
+    Attributes:
+        channels: How many.
+        rank: Rank of a tensor with channels at axis 1; 0 for channels along the last axis.
+        pooled: All axes after the channels have the size 1.
+        flat: Space lies behind the channels in the last axis, so its size is a multiple.
+    """
+
+    channels: int
+    rank: int = 0
+    pooled: bool = False
+    flat: bool = False
+
+
+@dataclass(kw_only=True)
+class _Stream:
+    """Tensors tied to each other, and the layers at both ends."""
+
+    key: str
+    channels: int = 0
+    tensors: list[str] = field(default_factory=list)
+    channelled: list[str] = field(default_factory=list)
+    writers: list[Layer] = field(default_factory=list)
+    readers: list[Layer] = field(default_factory=list)
+    clips: list[Any] = field(default_factory=list)
+    reason: str = ""
+
+
+def _find_streams(model: Any) -> list[_Stream]:
+    return _Search(model).streams()
+
+
+class _Search:
+    """Joins the tensors that have to be scaled alike, in the order of the graph."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._constants = onnxio.initializers(model)
+        self._layers = {layer.name: layer for layer in find_layers(model)}
+        self._results = {layer.result for layer in self._layers.values()}
+        self._producers = {name: node for node in model.graph.node for name in node.output}
+        self._parent: dict[str, str] = {}
+        self._forms: dict[str, _Form] = {}
+        self._reasons: dict[str, str] = {}
+        self._clips: list[Any] = []
+
+    def streams(self) -> list[_Stream]:
+        """All groups of tied tensors, those that must stay as they are included."""
+        for node in self._model.graph.node:
+            self._visit(node)
+        for value in (*self._model.graph.input, *self._model.graph.output):
+            self._keep(value.name, "it is an input or output of the model")
+        for name in read_in_subgraphs(self._model):
+            self._keep(name, "a subgraph reads it")
+        return self._collected()
+
+    def _visit(self, node: Any) -> None:
+        if node.name in self._layers:
+            self._visit_layer(self._layers[node.name])
+        elif node.output[0] in self._results:
+            return  # the Add of a bias
+        elif node.op_type == "Add" and self._joins(node.input):
+            self._tie([*node.input, node.output[0]], self._forms[node.input[0]])
+        elif node.op_type == "Mul" and (signal := self._gated(node)):
+            self._pass(node, signal, form=replace(self._forms[signal], pooled=False))
+        elif (form := self._after(node)) is not None:
+            self._pass(node, node.input[0], form=form)
+        else:
+            self._keep_all(node, "lets no factors through")
+
+    def _pass(self, node: Any, signal: str, *, form: _Form) -> None:
+        """``node`` lets the factors of ``signal`` through, not those of its other inputs."""
+        self._tie([signal, node.output[0]], form)
+        for name in node.input:
+            if name != signal:
+                self._keep(name, f"{node.op_type} {node.name} reads it as a parameter")
+
+    def _visit_layer(self, layer: Layer) -> None:
+        form = self._forms.get(layer.input)
+        if form is not None and not _reads(layer, form):
+            self._keep(layer.input, f"{layer.name} reads it across its channels")
+        rank = len(layer.shape) if layer.operator == "Conv" else 0
+        made = _Form(channels=layer.channels, rank=rank)
+        self._forms[layer.output] = made
+        self._tie([layer.output, layer.result], made)
+        if not bias_fits(layer, self._constants):
+            self._keep(layer.output, f"the bias of {layer.name} is not one number per channel")
+
+    def _joins(self, names: Iterable[str]) -> bool:
+        """Whether the operands of an Add have channels in the same place."""
+        forms = {self._forms.get(name) for name in names}
+        return len(forms) == 1 and None not in forms
+
+    def _gated(self, node: Any) -> str:
+        """The operand of a Mul that is not its gate; empty when there is no such."""
+        gates = [getattr(self._producers.get(n), "op_type", "") in _GATES for n in node.input]
+        signals = [n for n, gate in zip(node.input, gates, strict=True) if not gate]
+        return signals[0] if len(signals) == 1 and signals[0] in self._forms else ""
+
+    def _after(self, node: Any) -> _Form | None:
+        """The form of the output of an operator that lets factors through; None for any other."""
+        form = self._forms.get(node.input[0]) if node.input else None
+        if form is None or any(node.output[1:]) or node.domain not in {"", "ai.onnx"}:
+            return None
+        if node.op_type in _ELEMENTWISE:
+            return form if node.input[0] not in node.input[1:] else None
+        if node.op_type == "Clip":
+            self._clips.append(node)
+            return form
+        return self._after_space(node, form) if form.rank else None
+
+    def _after_space(self, node: Any, form: _Form) -> _Form | None:
+        """The same for operators over the axes behind the channels."""
+        if node.op_type in _POOLS:
+            return form
+        if node.op_type in _GLOBAL_POOLS:
+            return replace(form, pooled=True)
+        if node.op_type in _REDUCTIONS:
+            return self._after_reduction(node, form)
+        if node.op_type == "Flatten" and _attribute(node, "axis", 1) == 1:
+            return replace(form, rank=0, flat=True)
+        return self._after_reshape(node, form) if node.op_type == "Reshape" else None
+
+    def _after_reduction(self, node: Any, form: _Form) -> _Form | None:
+        axes = _attribute(node, "axes", None)
+        if axes is None and len(node.input) > 1 and node.input[1] in self._constants:
+            axes = read_array(self._model, node.input[1]).tolist()
+        if not axes or {axis % form.rank for axis in axes} != set(range(2, form.rank)):
+            return None
+        kept = _attribute(node, "keepdims", 1)
+        return replace(form, pooled=True, rank=form.rank if kept else 0)
+
+    def _after_reshape(self, node: Any, form: _Form) -> _Form | None:
+        """A reshape to two axes that keeps the batch apart."""
+        if node.input[1] not in self._constants or _attribute(node, "allowzero", 0):
+            return None
+        shape = read_array(self._model, node.input[1]).tolist()
+        kept = len(shape) == 2 and (shape[0] == 0 or (shape == [-1, form.channels] and form.pooled))
+        return replace(form, rank=0, flat=True) if kept else None
+
+    def _tie(self, names: Iterable[str], form: _Form) -> None:
+        first, *others = names
+        for name in others:
+            self._forms.setdefault(name, form)
+            self._parent[self._root(name)] = self._root(first)
+        self._parent.setdefault(first, first)
+
+    def _root(self, name: str) -> str:
+        while (parent := self._parent.setdefault(name, name)) != name:
+            name = parent
+        return name
+
+    def _keep_all(self, node: Any, why: str) -> None:
+        for name in (*node.input, *node.output):
+            self._keep(name, f"{node.op_type} {node.name} {why}")
+
+    def _keep(self, name: str, reason: str) -> None:
+        self._reasons.setdefault(name, reason)
+
+    def _collected(self) -> list[_Stream]:
+        found: dict[str, _Stream] = {}
+        for name, form in self._forms.items():
+            root = self._root(name)
+            stream = found.setdefault(root, _Stream(key=root, channels=form.channels))
+            stream.tensors.append(name)
+            if not form.flat or form.pooled:
+                stream.channelled.append(name)
+            stream.reason = stream.reason or self._reasons.get(name, "")
+        for layer in self._layers.values():
+            found[self._root(layer.output)].writers.append(layer)
+            if layer.input in self._forms:
+                found[self._root(layer.input)].readers.append(layer)
+        for clip in self._clips:
+            found[self._root(clip.output[0])].clips.append(clip)
+        return list(found.values())
+
+
+def _reads(layer: Layer, form: _Form) -> bool:
+    """Whether each channel of ``form`` is one input of ``layer``, or some in a row."""
+    if layer.operator == "Conv":
+        return form.rank == len(layer.shape)
+    inputs = layer.shape[1 - layer.channel_axis]
+    fits = inputs % form.channels == 0 if form.flat else inputs == form.channels
+    return fits and not form.rank
+
+
+def _attribute(node: Any, name: str, default: Any) -> Any:
+    helper = extras.require("onnx").helper
+    found = [a for a in node.attribute if a.name == name]
+    return helper.get_attribute_value(found[0]) if found else default
+
+
+class _Work:
+    """Factors of all streams, found by turns: a layer's weights belong to two of them."""
+
+    def __init__(
+        self,
+        model: Any,
+        streams: list[_Stream],
+        channels: Mapping[str, ChannelStatistics],
+        *,
+        settings: EqualizeSettings,
+    ) -> None:
+        self._model, self._streams, self._settings = model, streams, settings
+        self._channels = channels
+        self.factors = {stream.key: np.ones(stream.channels) for stream in streams}
+        self._magnitudes: dict[str, Array] = {}
+        reads = {layer.name: stream.channels for stream in streams for layer in stream.readers}
+        for layer in (layer for stream in streams for layer in (*stream.readers, *stream.writers)):
+            self._magnitudes[layer.name] = self._read(layer, reads.get(layer.name))
+
+    def _read(self, layer: Layer, channels: int | None) -> Array:
+        """Largest weight between each pair of channels, ``[groups, outputs, input channels]``."""
+        rows = np.abs(layer.rows(read_array(self._model, layer.weight)))
+        inputs = rows.shape[2] if channels is None else channels // layer.groups
+        largest: Array = rows.reshape(*rows.shape[:2], inputs, -1).max(axis=3)
+        return largest.astype(np.float64)
+
+    def settle(self) -> int:
+        """Sweep until no factor moves; return the number of sweeps."""
+        for sweep in range(1, self._settings.sweeps + 1):
+            moves = [self._move(stream) for stream in self._streams if not self.reason(stream)]
+            if max(moves, default=0.0) <= self._settings.tolerance:
+                return sweep
+        return self._settings.sweeps
+
+    def reason(self, stream: _Stream) -> str:
+        """Why ``stream`` stays as it is; empty when it does not."""
+        if stream.reason:
+            return stream.reason
+        if self._settings.balance == "activations" and not self._seen(stream):
+            return "there are no statistics of its channels"
+        if self.held(stream).all():
+            return f"{stream.clips[0].name} acts on every channel, or there are no statistics of it"
+        return ""
+
+    def held(self, stream: _Stream) -> Array:
+        """Which channels a Clip acts on, as far as anybody knows: bool ``[channels]``."""
+        held = np.zeros(stream.channels, dtype=bool)
+        for clip in stream.clips:
+            held |= self._acts(clip, stream.channels)
+        return held
+
+    def _acts(self, clip: Any, channels: int) -> Array:
+        low, high = self._bounds(clip)
+        seen = self._channels.get(clip.output[0]) if self._settings.headroom else None
+        if seen is None or len(seen.high) != channels or not low <= 0 < high:
+            return np.ones(channels, dtype=bool)
+        room = self._settings.headroom or 1.0
+        return (seen.high * room >= high) | ((seen.low * room <= low) if low < 0 else False)
+
+    def _bounds(self, clip: Any) -> tuple[float, float]:
+        """Bounds of a Clip; NaN for one that is no constant, which no comparison holds for."""
+        limits = []
+        for index, attribute, default in ((1, "min", -np.inf), (2, "max", np.inf)):
+            name = clip.input[index] if len(clip.input) > index else ""
+            if name and name not in onnxio.initializers(self._model):
+                limits.append(np.nan)
+            else:
+                value = (
+                    read_array(self._model, name) if name else _attribute(clip, attribute, default)
+                )
+                limits.append(float(value))
+        return limits[0], limits[1]
+
+    def _seen(self, stream: _Stream) -> list[Array]:
+        """Largest magnitudes of each channel in each tensor of the stream, factors included."""
+        found = (self._channels.get(name) for name in stream.channelled)
+        factors = self.factors[stream.key]
+        return [c.magnitude / factors for c in found if c and len(c.low) == stream.channels]
+
+    def _move(self, stream: _Stream) -> float:
+        """Change the factors of one stream; return the largest logarithm of a change."""
+        chosen = self._by_weights if self._settings.balance == "weights" else self._by_activations
+        move = self._permitted(stream, self.factors[stream.key] * chosen(stream))
+        move /= self.factors[stream.key]
+        self.factors[stream.key] *= move
+        for layer in stream.writers:
+            magnitudes = self._magnitudes[layer.name]
+            magnitudes /= move.reshape(layer.groups, -1, 1)
+        for layer in stream.readers:
+            magnitudes = self._magnitudes[layer.name]
+            magnitudes *= move.reshape(layer.groups, 1, -1)
+        return float(np.abs(np.log(move)).max())
+
+    def _permitted(self, stream: _Stream, factors: Array) -> Array:
+        """The nearest factors that no Clip sees."""
+        factors = np.clip(factors, 1 / self._settings.limit, self._settings.limit)
+        for clip in stream.clips:
+            low, high = self._bounds(clip)
+            seen = self._channels[clip.output[0]]
+            least = np.maximum(seen.high / high, seen.low / low if low < 0 else 0.0)
+            factors = np.maximum(factors, least * (self._settings.headroom or 1.0))
+        return np.where(self.held(stream), 1.0, factors)
+
+    def _by_weights(self, stream: _Stream) -> Array:
+        """``sqrt(r1 / r2)`` of the ranges before and after (equation 11 of the paper)."""
+        before = [self._magnitudes[layer.name].max(axis=2).ravel() for layer in stream.writers]
+        after = [self._magnitudes[layer.name].max(axis=1).ravel() for layer in stream.readers]
+        return _ratio(np.max(before, axis=0), np.max(after, axis=0), strength=0.5)
+
+    def _by_activations(self, stream: _Stream) -> Array:
+        """``a^strength / r^(1 - strength)``, as SmoothQuant (arXiv 2211.10438, equation 4).
+
+        The largest magnitude of the activation stays what it is.
+        """
+        seen = [magnitude / max(magnitude.max(), 1e-30) for magnitude in self._seen(stream)]
+        activation = np.max(seen, axis=0)
+        free = self._settings.per_channel and all(layer.groups > 1 for layer in stream.readers)
+        after = np.max([self._columns(layer) for layer in stream.readers], axis=0)
+        move = _ratio(activation, after, strength=1.0 if free else self._settings.strength)
+        scaled: Array = move * ((activation / move).max() / max(activation.max(), 1e-30))
+        return np.where(activation > 0, scaled, 1.0)
+
+    def _columns(self, layer: Layer) -> Array:
+        """Range of the weights that read each channel, in shares of what their grid reaches."""
+        magnitudes = self._magnitudes[layer.name]
+        axes = 2 if self._settings.per_channel else (0, 1, 2)
+        reach = np.maximum(magnitudes.max(axis=axes, keepdims=True), 1e-30)
+        shares: Array = (magnitudes / reach).max(axis=1).ravel()
+        return shares
+
+
+def _ratio(before: Array, after: Array, *, strength: float) -> Array:
+    """``before^strength / after^(1 - strength)``; 1 where either is zero."""
+    alive = (before > 0) & (after > 0)
+    left, right = np.where(alive, before, 1.0), np.where(alive, after, 1.0)
+    ratio: Array = left**strength / right ** (1 - strength)
+    return ratio
+
+
+def _apply(model: Any, streams: Iterable[_Stream], factors: Mapping[str, Array]) -> None:
+    """Scale weights and biases; each weight once, whatever streams it belongs to."""
+    outputs: dict[str, Array] = {}
+    inputs: dict[str, Array] = {}
+    layers: dict[str, Layer] = {}
+    for stream in streams:
+        layers |= {layer.name: layer for layer in (*stream.writers, *stream.readers)}
+        outputs |= {layer.name: factors[stream.key] for layer in stream.writers}
+        inputs |= {layer.name: factors[stream.key] for layer in stream.readers}
+    for name, layer in layers.items():
+        _scale(model, layer, divisor=outputs.get(name), factor=inputs.get(name))
+
+
+def _scale(model: Any, layer: Layer, *, divisor: Array | None, factor: Array | None) -> None:
+    rows = layer.rows(read_array(model, layer.weight)).astype(np.float64)
+    if factor is not None:
+        grouped = rows.reshape(*rows.shape[:2], len(factor) // layer.groups, -1)
+        rows = (grouped * factor.reshape(layer.groups, 1, -1, 1)).reshape(rows.shape)
+    if divisor is not None:
+        rows = rows / divisor.reshape(layer.groups, -1, 1)
+        _divide_bias(model, layer, divisor)
+    write_array(model, layer.weight, layer.stored(rows.astype(np.float32)))
+
+
+def _divide_bias(model: Any, layer: Layer, divisor: Array) -> None:
+    if layer.bias:
+        name = own_bias(model, layer)
+        write_array(model, name, (read_array(model, name) / divisor).astype(np.float32))
