@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -92,7 +91,7 @@ def activation_grid(
         scale = (high - low) / (most - least)
         zero = least
     if power_of_two and scale > 0:
-        scale = 2.0 ** math.ceil(math.log2(scale))
+        scale = float(power_of_two_above(np.array(scale)))
     scale = max(scale, _SMALLEST_SCALE)
     if not symmetric:
         zero = int(np.clip(round(least - low / scale), least, most))
@@ -104,17 +103,29 @@ def activation_grid(
     )
 
 
-def weight_grid(reach: Array, *, axis: int | None, bits: int = 8) -> Grid:
+def power_of_two_above(scale: Array) -> Array:
+    """The least power of two that is not below each ``scale``, all of them positive."""
+    fraction, exponent = np.frexp(scale)  # scale = fraction * 2**exponent, 0.5 <= fraction < 1
+    power: Array = np.ldexp(np.ones_like(fraction), exponent - (fraction == 0.5))
+    return power
+
+
+def weight_grid(
+    reach: Array, *, axis: int | None, bits: int = 8, power_of_two: bool = False
+) -> Grid:
     """The symmetric int8 grid of weights that reach ``reach`` to either side.
 
     Args:
         reach: Largest magnitude: a scalar, or one per channel.
         axis: Axis of the channels.
         bits: 8, or 7 for the reduced range of CPUs whose 16-bit sums saturate.
+        power_of_two: Raise the scale to the next power of two.
     """
     most = 2 ** (bits - 1) - 1
     scale = np.maximum(np.asarray(reach, dtype=np.float32) / most, np.float32(_SMALLEST_SCALE))
     scale = np.where(np.asarray(reach) == 0, np.float32(1), scale).astype(np.float32)
+    if power_of_two:
+        scale = power_of_two_above(scale)
     return Grid(
         scale=scale,
         zero_point=np.zeros(scale.shape, dtype=np.int8),

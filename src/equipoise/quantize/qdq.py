@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from equipoise import extras, onnxio
-from equipoise.quantize.grids import Grid
+from equipoise.quantize.grids import Grid, power_of_two_above
 from equipoise.quantize.layers import Layer, find_layers, read_array
 from equipoise.spec import Array
 
@@ -50,6 +50,8 @@ class Placement:
         integer_bias: Store the biases of convolutions and Gemm as int32; else they stay float.
         quantize_outputs: Follow a node by a QuantizeLinear, as ONNX Runtime wants; TensorRT wants
             the inputs alone.
+        fuses_adds: Leave the input of an Add in float that a convolution just computed, because
+            the runtime adds before it rounds.
         absorbs_clips: Take out each Clip and Relu that the grid of its output does anyway.
     """
 
@@ -58,6 +60,7 @@ class Placement:
     weights: Mapping[str, IntegerWeight]
     integer_bias: bool = True
     quantize_outputs: bool = True
+    fuses_adds: bool = False
     absorbs_clips: bool = True
 
 
@@ -89,7 +92,7 @@ class _Writer:
             if node.name in self._layers:
                 self._weights_of(self._layers[node.name])
         written = self._written(nodes, readers)
-        read = dict.fromkeys(name for node in nodes for name in self._reads(node))
+        read = dict.fromkeys(name for node in nodes for name in self._reads(node, readers))
         for name in dict.fromkeys([*written, *read]):
             if name in self._placement.activations:
                 self._activation(name, readers.get(name, []), everywhere=name in written)
@@ -149,9 +152,21 @@ class _Writer:
     def _producer(self, name: str) -> Any:
         return next((n for n in self._model.graph.node if name in n.output), None)
 
-    def _reads(self, node: Any) -> list[str]:
+    def _reads(self, node: Any, readers: Mapping[str, list[Any]]) -> list[str]:
+        """Inputs of a node in integers that a QuantizeLinear reads."""
         names = node.input[:1] if node.name in self._layers else node.input
-        return [name for name in names if name not in self._constants]
+        fused = self._fused(node, readers) if self._placement.fuses_adds else ""
+        return [name for name in names if name not in self._constants and name != fused]
+
+    def _fused(self, node: Any, readers: Mapping[str, list[Any]]) -> str:
+        """The input of an Add that the convolution before it adds to in float; empty for none."""
+        made = {
+            layer.output
+            for layer in self._layers.values()
+            if layer.operator == "Conv" and layer.name in self._placement.nodes
+        }
+        inputs = [name for name in node.input if name in made and len(readers[name]) == 1]
+        return inputs[0] if inputs and node.op_type == "Add" else ""
 
     def _activation(self, name: str, readers: list[Any], *, everywhere: bool) -> None:
         """Q and DQ of one activation; its readers take what comes back."""
@@ -262,9 +277,11 @@ def _with_room_for(bias: Array, weight: IntegerWeight, *, input_scale: Array) ->
     """
     grid = weight.grid
     least = np.abs(bias) / (float(input_scale) * _BIAS_MOST)
-    scale = np.maximum(grid.scale, least.max() if grid.axis is None else least)
-    if np.array_equal(scale, grid.scale):
+    least = np.asarray(least.max() if grid.axis is None else least)
+    if np.all(least <= grid.scale):
         return weight
+    # Such weights lose nothing by up to a bit, and some targets take powers of two alone.
+    scale = np.where(least <= grid.scale, grid.scale, power_of_two_above(least))
     wider = replace(grid, scale=scale.astype(np.float32))
     return IntegerWeight(values=wider.quantize(grid.dequantize(weight.values)), grid=wider)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -20,6 +21,7 @@ from equipoise.quantize.layers import Layer
 from equipoise.spec import Array
 
 _BLOCK: Final = 128
+_LEAST: Final = 1e-12
 _ENOUGH: Final = 512
 """Positions that are multiplied at once."""
 
@@ -45,17 +47,17 @@ class SecondMoments:
 
     Args:
         layer: Whose patches.
-        positions: Most positions of one sample, spread evenly.
+        settings: How many positions of one sample are taken, and how much they are trusted.
     """
 
-    def __init__(self, layer: Layer, *, positions: int) -> None:
-        self._layer, self._positions = layer, positions
+    def __init__(self, layer: Layer, *, settings: RoundingSettings) -> None:
+        self._layer, self._settings = layer, settings
         self._sum: Array = np.zeros((), dtype=np.float32)
         self._waiting: list[Array] = []
 
     def add(self, activation: Array, *, grid: Grid) -> None:
         """Add one sample: an input of the layer, and the grid that it goes through."""
-        patches = self._layer.patches(activation, most=self._positions)
+        patches = self._layer.patches(activation, most=self._settings.positions)
         self._waiting.append(grid.round(patches))
         if sum(patches.shape[1] for patches in self._waiting) >= _ENOUGH:
             self._flush()
@@ -73,17 +75,58 @@ class SecondMoments:
         self._flush()
         return self._sum
 
+    @cached_property
+    def elimination(self) -> Elimination:
+        """What rounding needs of the sum, when all is added; layers that share it share this."""
+        return eliminate(self.sum, damping=self._settings.damping)
 
-def round_to_moments(
-    rows: Array, moments: Array, *, grid: Grid, settings: RoundingSettings
-) -> Array:
-    """Integers of ``rows`` whose errors cancel under ``moments``.
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Elimination:
+    """In which order columns are rounded, and how errors move to the next ones.
+
+    Attributes:
+        order: int64 ``[groups, inputs]``, by falling power.
+        upper: float32 ``[groups, inputs, inputs]``, ``U`` with ``inv(H) = U^T U`` in that order.
+    """
+
+    order: Array
+    upper: Array
+
+
+def eliminate(moments: Array, *, damping: float) -> Elimination:
+    """Order the columns of ``moments`` and factor its damped inverse.
+
+    Args:
+        moments: ``[groups, inputs, inputs]``, symmetric and positive semidefinite.
+        damping: Share of the mean diagonal that is added to it.
+    """
+    order = np.argsort(-np.diagonal(moments, axis1=1, axis2=2), axis=1)
+    taken = np.take_along_axis(moments, order[:, :, None], axis=1)
+    damped = np.take_along_axis(taken, order[:, None, :], axis=2).astype(np.float32)
+    index = np.arange(damped.shape[1])
+    added = damping * damped[:, index, index].mean(axis=1) + _LEAST
+    damped[:, index, index] += added[:, None]
+    try:
+        upper = _inverse_factor(damped)
+    except np.linalg.LinAlgError:  # what float32 cannot tell from singular
+        upper = _inverse_factor(damped.astype(np.float64))
+    return Elimination(order=order, upper=upper)
+
+
+def _inverse_factor(damped: Array) -> Array:
+    inverse = np.linalg.inv(damped)
+    lower = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2)
+    return lower.transpose(0, 2, 1).astype(np.float32)
+
+
+def round_to_moments(rows: Array, elimination: Elimination, *, grid: Grid) -> Array:
+    """Integers of ``rows`` whose errors cancel.
 
     Args:
         rows: float32 weights ``[groups, outputs, inputs]``.
-        moments: ``[groups, inputs, inputs]``, symmetric and positive semidefinite.
+        elimination: Of the second moments of what they are multiplied with.
         grid: Symmetric grid of the weights, one scale per channel or one for all.
-        settings: How.
 
     Returns:
         Integers of the grid's type, ``[groups, outputs, inputs]``.
@@ -91,8 +134,7 @@ def round_to_moments(
     groups, outputs, inputs = rows.shape
     scale = np.broadcast_to(grid.scale.reshape(-1, 1), (groups * outputs, 1))
     scale = scale.reshape(groups, outputs)
-    order = np.argsort(-np.diagonal(moments, axis1=1, axis2=2), axis=1)
-    upper = _inverse_factor(_permuted(moments, order), damping=settings.damping)
+    order, upper = elimination.order, elimination.upper
     left = np.take_along_axis(rows, order[:, None, :], axis=2).astype(np.float32)
     integers = np.empty_like(left)
     for begin in range(0, inputs, _BLOCK):
@@ -105,24 +147,6 @@ def round_to_moments(
     back = np.argsort(order, axis=1)
     chosen: Array = np.take_along_axis(integers, back[:, None, :], axis=2)
     return chosen.astype(grid.zero_point.dtype)
-
-
-def _permuted(moments: Array, order: Array) -> Array:
-    taken = np.take_along_axis(moments, order[:, :, None], axis=1)
-    permuted: Array = np.take_along_axis(taken, order[:, None, :], axis=2)
-    return permuted
-
-
-def _inverse_factor(moments: Array, *, damping: float) -> Array:
-    """Upper factor ``U`` of the inverse, ``inv(H) = U^T U``, of the damped second moments."""
-    diagonal = np.diagonal(moments, axis1=1, axis2=2).astype(np.float64)
-    added = damping * diagonal.mean(axis=1) + 1e-12
-    damped = moments.astype(np.float64)
-    index = np.arange(damped.shape[1])
-    damped[:, index, index] += added[:, None]
-    inverse = np.linalg.inv(damped)
-    lower = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2)
-    return lower.transpose(0, 2, 1).astype(np.float32)
 
 
 def _round_block(left: Array, integers: Array, upper: Array, *, scale: Array, grid: Grid) -> Array:
@@ -147,7 +171,7 @@ def share_moments(
     for layer in layers:
         key = _patch_key(layer)
         if key not in shared:
-            shared[key] = SecondMoments(layer, positions=settings.positions)
+            shared[key] = SecondMoments(layer, settings=settings)
         found[layer.name] = shared[key]
     return found
 

@@ -13,13 +13,20 @@ from typing import Any, Final
 import numpy as np
 
 from equipoise.quantize import treatment as remedy
-from equipoise.quantize.grids import INTEGERS, Grid, activation_grid, weight_grid
+from equipoise.quantize.grids import (
+    INTEGERS,
+    Grid,
+    activation_grid,
+    power_of_two_above,
+    weight_grid,
+)
+from equipoise.quantize.histogram import Histogram
 from equipoise.quantize.layers import Layer, find_layers, read_array
 from equipoise.quantize.nodes import MOVES_VALUES, Choice, FloatNode, integer_nodes
 from equipoise.quantize.observe import Feeds, observing
 from equipoise.quantize.outliers import split_outliers
 from equipoise.quantize.qdq import IntegerWeight, Placement, write_qdq
-from equipoise.quantize.ranges import Bounds, choose_range
+from equipoise.quantize.ranges import Bounds, MinMax, choose_range, expected_errors
 from equipoise.quantize.rounding import SecondMoments, round_to_moments, share_moments
 from equipoise.quantize.saturation import saturation
 from equipoise.quantize.schemes import StaticInt8
@@ -37,6 +44,7 @@ leaves less than this costs more than the bit."""
 
 _SATURATION_SAMPLES: Final = 8
 _INT8_MOST: Final = 255
+_LEAST_SCALE: Final = 2.0**-100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,17 +248,20 @@ class _Static:
 
     def _range(self, name: str) -> Bounds:
         bits = 16 if INTEGERS[self._scheme.activation][1] > _INT8_MOST else 8
-        return choose_range(
-            self._calibrated.statistics[name],
-            self._settings.method,
-            bits=bits,
-            symmetric=self._scheme.symmetric,
-        )
+        seen, method = self._calibrated.statistics[name], self._settings.method
+        bounds = choose_range(seen, method, bits=bits, symmetric=self._scheme.symmetric)
+        if self._scheme.power_of_two and not isinstance(method, MinMax):
+            return _with_fitting_power(bounds, seen.histogram, bits=bits)
+        return bounds
 
     # Weights.
 
     def _placement(
-        self, grids: Mapping[str, Grid], moments: Mapping[str, Array], *, narrow: Sequence[str]
+        self,
+        grids: Mapping[str, Grid],
+        moments: Mapping[str, SecondMoments],
+        *,
+        narrow: Sequence[str],
     ) -> Placement:
         weights = {
             layer.weight: self._weight(
@@ -264,25 +275,27 @@ class _Static:
             weights=weights,
             integer_bias=self._scheme.bias == "int32",
             quantize_outputs=self._scheme.quantize_outputs,
+            fuses_adds=self._scheme.fuses_adds,
             absorbs_clips=self._scheme.absorbs_clips,
         )
 
     def _layers(self) -> list[Layer]:
         return [layer for layer in find_layers(self._model) if layer.name in self._choice.nodes]
 
-    def _weight(self, layer: Layer, moments: Array | None, *, bits: int) -> IntegerWeight:
+    def _weight(self, layer: Layer, moments: SecondMoments | None, *, bits: int) -> IntegerWeight:
         weight = read_array(self._model, layer.weight)
         axis = layer.channel_axis if self._scheme.per_channel else None
         others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
-        grid = weight_grid(np.abs(weight).max(axis=others), axis=axis, bits=bits)
-        if self._settings.rounding is None or moments is None:
+        reach = np.abs(weight).max(axis=others)
+        grid = weight_grid(reach, axis=axis, bits=bits, power_of_two=self._scheme.power_of_two)
+        if self._scheme.power_of_two:
+            grid = _fitting_power(grid, weight)
+        if moments is None:
             return IntegerWeight(values=grid.quantize(weight), grid=grid)
-        rows = round_to_moments(
-            layer.rows(weight), moments, grid=grid, settings=self._settings.rounding
-        )
+        rows = round_to_moments(layer.rows(weight), moments.elimination, grid=grid)
         return IntegerWeight(values=layer.stored(rows), grid=grid)
 
-    def _moments(self, grids: Mapping[str, Grid]) -> dict[str, Array]:
+    def _moments(self, grids: Mapping[str, Grid]) -> dict[str, SecondMoments]:
         """Layer -> second moments of what it reads, as it comes back from its grid."""
         rounding = self._settings.rounding
         if rounding is None:
@@ -299,7 +312,7 @@ class _Static:
                 for name, array in observe(feeds).items():
                     for moments in by_input[name].values():
                         moments.add(array, grid=grids[name])
-        return {name: moments.sum for name, moments in shared.items()}
+        return dict(shared)
 
     # Saturation.
 
@@ -310,6 +323,26 @@ class _Static:
         trial = _written(self._model, placement)
         found = saturation(trial, some, threads=self._calibrated.threads)
         return tuple(s.name for s in found if s.sqnr_db is not None and s.sqnr_db < _SATURATION_DB)
+
+
+def _fitting_power(grid: Grid, weight: Array) -> Grid:
+    """The grid or the one with half its scale: clipping a few weights may cost less than a bit."""
+    halved = replace(grid, scale=grid.scale / 2)
+    errors = [float(np.square(one.round(weight) - weight).sum()) for one in (grid, halved)]
+    return halved if errors[1] < errors[0] else grid
+
+
+def _with_fitting_power(bounds: Bounds, histogram: Histogram, *, bits: int) -> Bounds:
+    """The best symmetric range among those whose scale is a power of two near that of ``bounds``.
+
+    A range that was chosen with any scale allowed loses up to a bit when its scale is raised.
+    """
+    most = 2 ** (bits - 1) - 1
+    above = power_of_two_above(np.array(max(bounds[1] / most, _LEAST_SCALE)))
+    reach = above * np.array([1.0, 0.5]) * most
+    errors = expected_errors(histogram, -reach * (most + 1) / most, reach, bits=bits)
+    best = float(reach[errors.argmin()])
+    return -best, best
 
 
 def _narrow_notes(narrow: Sequence[str]) -> tuple[str, ...]:

@@ -132,7 +132,7 @@ def _dequantize_rows(model: Any, gather: Any) -> None:
     """Replace ``Gather(table, ids)`` by ``float(Gather(int8, ids)) * Gather(scale, ids)``."""
     helper = extras.require("onnx").helper
     table, ids, output = gather.input[0], gather.input[1], gather.output[0]
-    names = [f"{output}.{part}" for part in ("int8", "float", "scale", "column")]
+    names = [f"{output}.rows.{part}" for part in ("int8", "float", "scale", "column")]
     values, floats, scales, column = names
     nodes = [
         helper.make_node("Gather", [f"{table}.int8", ids], [values], name=f"{values}.gather"),

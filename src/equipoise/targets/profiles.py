@@ -30,9 +30,7 @@ def _onnxruntime(name: str, summary: str, *, int8: Int8Scheme) -> Target:
 
 _ALL: Final = (
     _onnxruntime("cpu", "this machine with ONNX Runtime", int8=schemes.X86_AVX2),
-    _onnxruntime(
-        "x86-avx2", "x86-64 CPUs without VNNI, with ONNX Runtime", int8=schemes.X86_AVX2
-    ),
+    _onnxruntime("x86-avx2", "x86-64 CPUs without VNNI, with ONNX Runtime", int8=schemes.X86_AVX2),
     _onnxruntime(
         "x86-vnni", "x86-64 CPUs with VNNI or AMX, with ONNX Runtime", int8=schemes.X86_VNNI
     ),
