@@ -10,6 +10,7 @@ from equipoise import fs
 from equipoise.bundle.writer import check_replaceable
 from equipoise.data.config import DataConfig
 from equipoise.data.metrics import Metric, get_metric
+from equipoise.data.preprocessing import read_processor
 from equipoise.data.readers.base import split_form
 from equipoise.errors import (
     AccuracyError,
@@ -67,6 +68,7 @@ class TuneConfig:
         time_limit_s: Limit for one stage.
         cache: Directory of stage results; the user's cache when None.
         fresh: Run every stage again.
+        labelled: Whether the data has to have labels.
     """
 
     source: str
@@ -88,6 +90,7 @@ class TuneConfig:
     time_limit_s: float = 3600.0
     cache: Path | None = None
     fresh: bool = False
+    labelled: bool = True
 
 
 def tune(config: TuneConfig, *, observer: Observer | None = None) -> TuneResult:
@@ -135,6 +138,8 @@ def make_pipeline(config: TuneConfig, *, observer: Observer | None = None) -> Pi
         samples=config.samples,
         calibration_samples=config.calibration_samples,
         max_length=config.max_length,
+        labelled=config.labelled,
+        preprocessing=read_processor(source.processor) if source.processor else None,
     )
     cache = config.cache or default_cache()
     fs.check_writable(cache, needed_bytes=_FREE_BYTES)

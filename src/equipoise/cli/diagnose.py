@@ -48,6 +48,7 @@ def command(
         labels=options.names(labels),
         threads=threads,
         cache=cache_dir,
+        labelled=bool(metric),
     )
     with console.progress(quiet=quiet or json) as observer:
         pipeline = make_pipeline(config, observer=observer)

@@ -87,7 +87,7 @@ def command(
         str,
         typer.Option(help="Time for finding nodes to leave in float: 90s, 5m, 1h."),
     ] = "5m",
-    keep_float: Annotated[
+    nodes_to_exclude: Annotated[
         str,
         typer.Option(help="Nodes to leave in float, by name.", rich_help_panel=_STATIC),
     ] = "",
@@ -156,7 +156,7 @@ def command(
             weight_bits=_weight_bits(weight_bits),
             min_sqnr_db=min_sqnr,
             budget_s=options.seconds(budget),
-            float_nodes=options.names(keep_float),
+            float_nodes=options.names(nodes_to_exclude),
         )
     else:
         blocks = partial(_blocks, rounding, bits=bits, block_size=block_size, qdq=qdq)
