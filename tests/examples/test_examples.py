@@ -52,7 +52,7 @@ def test_digits_train_and_tune(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not NER_MODEL.is_dir(), reason="needs minilm-conll2003; see examples/ner")
 def test_named_entities_on_400_sentences(tmp_path: Path) -> None:
-    """Plain static int8 is refused, and a faster engine holds entity F1 within one point."""
+    """Static int8 is accepted, and a faster engine holds entity F1 within one point."""
     done = run(
         "-m", "examples.ner.run", "--model", NER_MODEL, "--samples", 400, "--output", tmp_path
     )
@@ -61,9 +61,7 @@ def test_named_entities_on_400_sentences(tmp_path: Path) -> None:
     result = read_result(tmp_path / "results.json")
     by_name = {c.recipe.name: c for c in result.candidates}
     assert result.evaluation_samples == 400
-    for name in ("int8-static", "int8-static-7bit"):
-        assert by_name[name].verdict == "refused"
-        assert "signal is left" in by_name[name].reason
+    assert by_name["int8-static"].verdict == "accepted"
     chosen = by_name[result.chosen]
     assert chosen.measurement is not None
     assert chosen.measurement.speedup.low > 1

@@ -16,7 +16,6 @@ from onnx import TensorProto, helper, numpy_helper
 from equipoise import fs, onnxio
 from equipoise.data.store import Rows, write_rows
 from equipoise.errors import DataError, InputError, IntegrityError, RecipeError, SourceError
-from equipoise.quantize import placement
 from equipoise.quantize.accumulate import AccumulateSettings, Accumulator
 from equipoise.quantize.calibrate import CalibrateConfig, calibrate, read_ranges, read_statistics
 from equipoise.quantize.convergence import convergence
@@ -171,7 +170,6 @@ def test_mask_constants_are_counted_apart(constant: float) -> None:
     assert (found.low, found.high) == (ordinary.min(), ordinary.max())
     assert found.histogram.total == ordinary.size
     assert found.mean_square == pytest.approx(np.square(ordinary).mean(), rel=1e-5)
-    assert placement.is_mask(shown)
     assert shown.magnitude == pytest.approx(
         abs(constant) if math.isfinite(constant) else np.abs(ordinary).max()
     )

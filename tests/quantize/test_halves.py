@@ -13,8 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from equipoise import record
 from equipoise.errors import DataError, IncompatibleError, ParityError
 from equipoise.quantize import halves
+from equipoise.quantize.blockwise import Grid
 from equipoise.quantize.half_evidence import Fidelity, half_type
 from equipoise.quantize.halves import Halves, convert_to_half
+from equipoise.quantize.weight_only import WeightOnly, quantize_blocks
 
 node, info = helper.make_node, helper.make_tensor_value_info
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -365,18 +367,34 @@ def test_bfloat16_raises_the_opset_and_is_compared_by_rounding() -> None:
 
 
 def test_operators_of_onnxruntime_become_half() -> None:
-    """Fused layers too, whose types inference does not know."""
+    """Fused layers too, whose types inference does not know, and weights in blocks."""
     nodes = [
+        node("Gather", ["table", "ids"], ["x"], name="gather"),
         node("MatMul", ["x", "w"], ["a"], name="product"),
         node("BiasGelu", ["a", "bias"], ["b"], name="gelu", domain="com.microsoft"),
-        node("MatMul", ["b", "w"], ["y"], name="after"),
-    ]
-    arrays = {"w": f32(rng().normal(size=(32, 32)) / 5), "bias": f32(rng().normal(size=32))}
-    proto = build(nodes, [("x", FLOAT, ["n", 32])], [("y", FLOAT, ["n", 32])], arrays)
-    feeds = {"x": f32(rng().normal(size=(6, 32)))}
+        node(
+            "SkipLayerNormalization", ["b", "x", "gain", "bias"], ["c", "", "", "d"], name="skip",
+            domain="com.microsoft", epsilon=1e-5,
+        ),
+        node("Add", ["c", "d"], ["e"], name="sum"),
+        node("MatMul", ["e", "w2"], ["y"], name="after"),
+    ]  # fmt: skip
+    arrays = {
+        "table": f32(rng(4).normal(size=(40, 64))), "w": f32(rng().normal(size=(64, 64)) / 8),
+        "bias": f32(rng().normal(size=64)), "gain": f32(np.ones(64)),
+        "w2": f32(rng(5).normal(size=(64, 64)) / 8),
+    }  # fmt: skip
+    proto = build(nodes, [("ids", INT64, ["b", "n"])], [("y", FLOAT, ["b", "n", 64])], arrays)
+    feeds = {"ids": rng().integers(0, 40, size=(2, 9))}
     converted, told = convert_to_half(proto, rows=[feeds])
-    assert told.half_nodes == 3
+    assert told.half_nodes == 6
     assert sqnr(run(proto, feeds)[0], run(converted, feeds)[0]) > 55
+    scheme = WeightOnly(grid=Grid(bits=8), tables="blocks")
+    blocks, _ = quantize_blocks(proto, scheme)
+    converted, told = convert_to_half(blocks, rows=[feeds])
+    assert told.half_nodes == 6
+    assert told.casts == 1
+    assert sqnr(run(blocks, feeds)[0], run(converted, feeds)[0]) > 55
 
 
 @settings(deadline=None, max_examples=60)

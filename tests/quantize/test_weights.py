@@ -13,14 +13,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from onnx import TensorProto, helper, numpy_helper
 
+from equipoise.data.store import write_rows
 from equipoise.errors import RecipeError
 from equipoise.quantize.quantize import QuantizeConfig, quantize
 from equipoise.quantize.schemes import WeightOnlyInt8
 from equipoise.quantize.weights import symmetric_int8
+from equipoise.targets.profile import Int8Scheme
 
 node, info = helper.make_node, helper.make_tensor_value_info
 TABLE = np.random.default_rng(0).normal(size=(100, 64)).astype(np.float32)
 SQUARE = np.random.default_rng(1).normal(size=(64, 64)).astype(np.float32)
+SCHEME = Int8Scheme(
+    activation="uint8", weight="int8", per_channel=True, saturates=False, reason="a test"
+)
 IDS = ("ids", TensorProto.INT64, ["n"])
 X = ("x", TensorProto.FLOAT, ["n", 64])
 Y = ("y", ["n", 64])
@@ -46,12 +51,17 @@ def run(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
 
 def stored(model: Path, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
     """The weight-only model, after its outputs were found within 30 dB of the float ones."""
-    output = model.parent / "int8"
-    output.mkdir()
-    quantize(QuantizeConfig(model=model, quantization=WeightOnlyInt8()), output=output)
-    before, after = run(model, feeds), run(output / "model.onnx", feeds)
+    quantized = quantize_file(model, feeds)
+    before, after = run(model, feeds), run(quantized, feeds)
     assert np.square(before - after).sum() < 1e-3 * np.square(before).sum()
-    return onnx.load(output / "model.onnx")
+    return onnx.load(quantized)
+
+
+def quantize_file(model: Path, feeds: dict[str, np.ndarray]) -> Path:
+    output, samples = model.parent / "int8", model.parent / "samples"
+    write_rows(samples, [feeds])
+    settings = {"quantization": WeightOnlyInt8(), "scheme": SCHEME, "samples": samples}
+    return output / quantize(QuantizeConfig(model=model, **settings), output=output).file
 
 
 def float_weights(model: onnx.ModelProto) -> set[str]:
@@ -143,7 +153,7 @@ def test_table_that_is_also_a_product_is_left_alone(tmp_path: Path) -> None:
     table = TABLE[:64]
     path = save(tmp_path / "m.onnx", nodes, [IDS], [Y], {"t": table})
     with pytest.raises(RecipeError, match="'weight-only'"):
-        quantize(QuantizeConfig(model=path, quantization=WeightOnlyInt8()), output=tmp_path)
+        quantize_file(path, {"ids": np.array([0, 7, 63])})
 
 
 def test_opset_without_scales_per_channel_is_raised(tmp_path: Path) -> None:

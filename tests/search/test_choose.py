@@ -119,14 +119,14 @@ def test_verdict_says_why(measured: Measurement, verdict: str, words: str) -> No
 
 
 def test_candidates_follow_the_cpu() -> None:
-    """A CPU that saturates gets seven bits where it may choose; both static schemes are tried."""
+    """A CPU that saturates gets seven bits in dynamic schemes; static ones choose by layer."""
     for saturates in (False, True):
         recipes = candidates(saturates=saturates)
         assert recipes[0].name == BASELINE
         assert len({recipe.name for recipe in recipes}) == len(recipes)
-        schemes = [recipe.quantization for recipe in recipes]
-        guarded = [s for s in schemes if isinstance(s, StaticInt8) and s.guarded]
-        dynamic = [s for s in schemes if isinstance(s, DynamicInt8)]
-        assert all(s.reduce_range is saturates for s in (*guarded, *dynamic))
-        plain = [s for s in schemes if isinstance(s, StaticInt8) and not s.guarded]
-        assert {s.reduce_range for s in plain} == {False, True}
+        dynamic = [r for r in recipes if isinstance(r.quantization, DynamicInt8)]
+        static = [r for r in recipes if isinstance(r.quantization, StaticInt8)]
+        assert {r.quantization.reduce_range for r in dynamic} == {saturates}
+        assert {r.quantization.weight_bits for r in static} == {None}
+        for group in (dynamic, static):
+            assert sorted(r.fused for r in group) == [False, True]

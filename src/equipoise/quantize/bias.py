@@ -176,8 +176,8 @@ def own_bias(model: Any, layer: Layer) -> str:
 
 
 def _bias_reader(model: Any, layer: Layer) -> Any:
-    """The node that adds the bias."""
-    if layer.operator != "MatMul":
+    """The node that adds the bias, or would."""
+    if layer.result == layer.output:
         return layer.node
     return next(node for node in model.graph.node if layer.result in node.output)
 
@@ -244,7 +244,7 @@ def mean_outputs(
     rows: Rows | Sequence[Feeds],
     settings: BiasSettings,
 ) -> dict[str, Array]:
-    """Mean of each output channel over all positions of the samples, before an Add of a bias.
+    """Mean of each output channel over all positions of the samples, bias included.
 
     Args:
         model: Float or quantised ``onnx.ModelProto``.
@@ -256,18 +256,16 @@ def mean_outputs(
     Returns:
         Layer name -> float64 ``[channels]``, for the layers that ``model`` has.
     """
-    outputs = {node.name: node.output[0] for node in model.graph.node}
-    present = [layer for layer in layers if layer.name in outputs]
-    sums = {layer.name: np.zeros(layer.channels) for layer in present}
+    written = {node.name: node.output[0] for node in model.graph.node}
+    ends = {layer.name: (layer, written[layer.end]) for layer in layers if layer.end in written}
+    sums = {name: np.zeros(layer.channels) for name, (layer, _) in ends.items()}
     counts = dict.fromkeys(sums, 0)
     step = max(1, -(-len(rows) // settings.samples))
-    with observing(
-        model, [outputs[layer.name] for layer in present], threads=settings.threads
-    ) as run:
+    with observing(model, [end for _, end in ends.values()], threads=settings.threads) as run:
         for index in range(0, len(rows), step):
             values = run(rows[index])
-            for layer in present:
-                flat = layer.flat_output(values[outputs[layer.name]])
-                sums[layer.name] += flat.sum(axis=0, dtype=np.float64)
-                counts[layer.name] += len(flat)
+            for name, (layer, end) in ends.items():
+                flat = layer.flat_output(values[end])
+                sums[name] += flat.sum(axis=0, dtype=np.float64)
+                counts[name] += len(flat)
     return {name: total / max(counts[name], 1) for name, total in sums.items()}
