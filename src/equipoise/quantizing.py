@@ -200,7 +200,9 @@ class _Job:
         assert isinstance(request.quantization, StaticInt8)  # noqa: S101  the caller has asked
         method = request.quantization.method
         statistics = read_statistics(files)
-        self._notes.append(convergence(statistics, method, symmetric=scheme.symmetric).sentence)
+        if not any("are the same" in note for note in self._notes):
+            settled = convergence(statistics, method, symmetric=scheme.symmetric)
+            self._notes.append(settled.sentence)
         if request.evaluation is not None:
             evaluation = self._prepared(request.evaluation) / "calibration"
             settings = ObserveSettings(threads=self._threads)

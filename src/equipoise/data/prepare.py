@@ -69,7 +69,8 @@ def prepare_data(config: DataConfig, *, output: Path) -> DataRecord:
         labels=found.labels,
         calibration_samples=len(calibration),
         evaluation_samples=len(evaluation),
-        warnings=(*found.warnings, *_warnings(calibration)),
+        # Calibration looks at its samples itself; here they are weighed for what else uses them.
+        warnings=(*found.warnings, *(_warnings(calibration) if config.labelled else ())),
     )
 
 

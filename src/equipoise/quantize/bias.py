@@ -217,11 +217,12 @@ def correct_biases(
         settings: How the shifts are observed.
     """
     pieces = _pieces(find_layers(model), settings.passes)
-    layers = [layer for piece in pieces for layer in piece]
-    wanted = mean_outputs(reference, layers, rows=rows, settings=settings)
+    ends = ends_of(model, [layer for piece in pieces for layer in piece])
+    wanted = mean_outputs(reference, ends, rows=rows, settings=settings)
     done = []
     for piece in pieces:
-        found = mean_outputs(quantized_form(model), piece, rows=rows, settings=settings)
+        observed = ends_of(model, piece)
+        found = mean_outputs(quantized_form(model), observed, rows=rows, settings=settings)
         shifts = {name: mean - wanted[name] for name, mean in found.items()}
         done.append(subtract_shifts(model, shifts))
     return BiasCorrection(
@@ -237,9 +238,14 @@ def _pieces(layers: Sequence[Layer], most: int) -> list[tuple[Layer, ...]]:
     return [pieces[len(pieces) * (i + 1) // count - 1] for i in range(count)]
 
 
+def ends_of(model: Any, layers: Iterable[Layer]) -> dict[str, Layer]:
+    """Name of the node that gives the output of a layer, bias included -> that layer."""
+    return {_bias_reader(model, layer).name: layer for layer in layers}
+
+
 def mean_outputs(
     model: Any,
-    layers: Iterable[Layer],
+    ends: Mapping[str, Layer],
     *,
     rows: Rows | Sequence[Feeds],
     settings: BiasSettings,
@@ -248,24 +254,23 @@ def mean_outputs(
 
     Args:
         model: Float or quantised ``onnx.ModelProto``.
-        layers: Layers of the float model. They are found in ``model`` by the names of their nodes,
-            as absorbing a Clip renames outputs.
+        ends: Node -> the layer whose output it gives, from :func:`ends_of` the float model. Tensors
+            may have other names in ``model``, as absorbing a Clip renames them.
         rows: Samples; an even share of them is run.
         settings: How many, and threads.
 
     Returns:
         Layer name -> float64 ``[channels]``, for the layers that ``model`` has.
     """
-    written = {node.name: node.output[0] for node in model.graph.node}
-    ends = {layer.name: (layer, written[layer.end]) for layer in layers if layer.end in written}
-    sums = {name: np.zeros(layer.channels) for name, (layer, _) in ends.items()}
+    outputs = {node.name: node.output[0] for node in model.graph.node if node.name in ends}
+    sums = {ends[name].name: np.zeros(ends[name].channels) for name in outputs}
     counts = dict.fromkeys(sums, 0)
     step = max(1, -(-len(rows) // settings.samples))
-    with observing(model, [end for _, end in ends.values()], threads=settings.threads) as run:
+    with observing(model, outputs.values(), threads=settings.threads) as observe:
         for index in range(0, len(rows), step):
-            values = run(rows[index])
-            for name, (layer, end) in ends.items():
-                flat = layer.flat_output(values[end])
-                sums[name] += flat.sum(axis=0, dtype=np.float64)
-                counts[name] += len(flat)
+            values = observe(rows[index])
+            for name, layer in ((name, ends[name]) for name in outputs):
+                flat = layer.flat_output(values[outputs[name]])
+                sums[layer.name] += flat.sum(axis=0, dtype=np.float64)
+                counts[layer.name] += len(flat)
     return {name: total / max(counts[name], 1) for name, total in sums.items()}

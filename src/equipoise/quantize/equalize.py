@@ -7,8 +7,8 @@ arXiv 1906.04721, section 4.1). All tensors that such operators, residual sums i
 other form a *stream*: one factor per channel, divided out by every layer that writes into it and
 multiplied in by every layer that reads from it. A stream of two layers is the pair of the paper.
 
-A Clip lets a factor through only as far as it does not act: on channels that stay within its bounds
-on the calibration data, before and after.
+A Clip lets no factor through, but, where asked, on channels on which it does not act: those that
+stay within its bounds on the calibration data, before and after.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ class EqualizeSettings:
         tolerance: Largest logarithm of a factor in a round that counts as none.
         limit: Largest factor of a channel, and its inverse the least. A channel whose weights are
             next to zero lives from its bias, and a larger factor would blow that up.
+        headroom: A Clip lets the factors of a channel through when the channel times this stays
+            within its bounds on the calibration data, before and after. None: no Clip does. Data
+            unlike the calibration data reaches bounds that are no longer the same, so this changes
+            the function of the model; weigh it on held-out data.
     """
 
     balance: Literal["activations", "weights"] = "activations"
@@ -111,7 +115,7 @@ def equalize(
     *,
     settings: EqualizeSettings,
 ) -> Equalization:
-    """Rescale the channels between layers, in place; the function of the model stays the same.
+    """Rescale the channels between layers, in place; the model computes what it computed.
 
     Args:
         model: Float ``onnx.ModelProto`` with named nodes.

@@ -17,7 +17,7 @@ INTEGERS: Final = {
 }
 """Type -> least and largest integer."""
 
-_SMALLEST_SCALE: Final = 2.0**-100
+_SMALLEST_SCALE: Final = 2.0**-60
 """A scale must be a normal float32, and so must its product with another one."""
 
 

@@ -8,6 +8,8 @@ once for convolutions of any kind, MatMul and Gemm.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from equipoise import extras, onnxio
+from equipoise.quantize.weights import read_in_subgraphs
 from equipoise.spec import Array
 
 LAYERS: Final = frozenset({"Conv", "Gemm", "MatMul"})
@@ -119,7 +122,7 @@ def find_layers(model: Any) -> tuple[Layer, ...]:
     """
     constants = onnxio.initializers(model)
     readers = onnxio.consumers(model)
-    given_out = {value.name for value in model.graph.output}
+    given_out = {value.name for value in model.graph.output} | read_in_subgraphs(model)
     found = []
     for node in model.graph.node:
         tensor = _weight(node, constants)
@@ -177,7 +180,7 @@ def _bias(
 ) -> tuple[str, str]:
     output = node.output[0]
     if len(node.input) > 2 and node.input[2]:
-        return (node.input[2] if node.input[2] in constants else ""), output
+        return (node.input[2] if _is_row(constants.get(node.input[2])) else ""), output
     after = readers.get(output, [])
     if node.op_type != "MatMul" or len(after) != 1 or output in given_out:
         return "", output
@@ -187,6 +190,11 @@ def _bias(
     return (others[0], after[0].output[0]) if len(constants[others[0]].dims) == 1 else ("", output)
 
 
+def _is_row(tensor: Any) -> bool:
+    """Whether a bias is one number per channel, or for all; a Gemm may add a matrix."""
+    return tensor is not None and all(size == 1 for size in tensor.dims[:-1])
+
+
 def _attribute(node: Any, name: str, default: Any) -> Any:
     helper = extras.require("onnx").helper
     found = [a for a in node.attribute if a.name == name]
@@ -194,8 +202,12 @@ def _attribute(node: Any, name: str, default: Any) -> Any:
 
 
 def _spread(count: int, most: int | None) -> slice:
-    """Evenly spaced indices, ``most`` of them at most."""
-    return slice(None, None, 1 if most is None else max(1, -(-count // most)))
+    """Evenly spaced indices, ``most`` of them at most.
+
+    The step shares no factor with the count, or it would visit a few columns of an image alone.
+    """
+    least = 1 if most is None else max(1, -(-count // most))
+    return slice(None, None, next(s for s in itertools.count(least) if math.gcd(s, count) == 1))
 
 
 def _convolution_patches(layer: Layer, activation: Array, *, most: int | None) -> Array:

@@ -7,12 +7,14 @@ normalisations and GELU stay in float: an 8-bit grid bends what they compute.
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from equipoise import onnxio
+from equipoise.errors import RecipeError
 from equipoise.quantize.layers import LAYERS, find_layers
 from equipoise.quantize.statistics import TensorStatistics
 from equipoise.targets.profile import Int8Scheme
@@ -23,6 +25,7 @@ MOVES_VALUES: Final = frozenset(
 """Operators whose output holds values of their input, so that one grid serves both."""
 
 _NEEDS_ALL_INPUTS: Final = frozenset({"Add", "Concat", "Mul"})
+_CLIPS: Final = frozenset({"Clip", "Relu"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,11 @@ class Choice:
 
 
 def integer_nodes(
-    model: Any, statistics: Mapping[str, TensorStatistics], *, scheme: Int8Scheme
+    model: Any,
+    statistics: Mapping[str, TensorStatistics],
+    *,
+    scheme: Int8Scheme,
+    float_nodes: Collection[str] = (),
 ) -> Choice:
     """The nodes of ``model`` that ``scheme`` runs in integers.
 
@@ -51,18 +58,64 @@ def integer_nodes(
         model: Float ``onnx.ModelProto`` whose nodes have names.
         statistics: Activation -> what calibration saw.
         scheme: What the target can do.
+        float_nodes: Names of nodes that stay in float in any case.
+
+    Raises:
+        RecipeError: ``model`` has no node of such a name.
+    """
+    nodes = model.graph.node
+    _check_names(float_nodes, {node.name for node in nodes})
+    constants = set(onnxio.initializers(model))
+    known = {layer.name for layer in find_layers(model)}
+    able = {node.name: node for node in nodes if node.op_type in LAYERS.union(scheme.joins)}
+    named = {name: "named to stay in float" for name in able if name in float_nodes}
+    reasons = named | {
+        name: reason
+        for name, node in able.items()
+        if name not in named
+        and node.op_type in LAYERS
+        and (reason := _reason(node, statistics, constants=constants, known=name in known))
+    }
+    free = {name for name, node in able.items() if not _is_masked_join(node, statistics)}
+    return Choice(
+        nodes=connected(model, free - set(reasons)),
+        kept=tuple(
+            FloatNode(name=name, operator=node.op_type, reason=reasons[name])
+            for name, node in able.items()
+            if name in reasons
+        ),
+    )
+
+
+def connected(model: Any, nodes: Collection[str]) -> frozenset[str]:
+    """Those of ``nodes`` that have weights, or stand between such ones and read integers alone.
+
+    Args:
+        model: ``onnx.ModelProto`` whose nodes have names.
+        nodes: Names of nodes that may run in integers.
     """
     constants = set(onnxio.initializers(model))
-    layers = {layer.name for layer in find_layers(model)}
-    kept = [
-        FloatNode(name=node.name, operator=node.op_type, reason=reason)
-        for node in model.graph.node
-        if node.op_type in LAYERS
-        and (reason := _reason(node, statistics, constants=constants, known=node.name in layers))
-    ]
-    chosen = layers - {node.name for node in kept}
-    joined = _joins(model, chosen, statistics=statistics, scheme=scheme, constants=constants)
-    return Choice(nodes=frozenset(chosen | joined), kept=tuple(kept))
+    integer: set[str] = set()
+    able: set[str] = set()
+    for node in model.graph.node:
+        is_able = node.name in nodes and (
+            node.op_type in LAYERS or _reads_integers(node, integer, constants)
+        )
+        if is_able or (node.op_type in _CLIPS and node.input[0] in integer):
+            integer.update(node.output)
+        if is_able:
+            able.add(node.name)
+    return _leading_to_layers(model, able)
+
+
+def _check_names(asked: Collection[str], present: Collection[str]) -> None:
+    for name in asked:
+        if name not in present:
+            near = difflib.get_close_matches(name, present, n=1)
+            raise RecipeError(
+                f"the model has no node {name!r} to leave in float among its {len(present)}",
+                hint=f"Did you mean {near[0]!r}?" if near else "`equipoise diagnose` lists names.",
+            )
 
 
 def _reason(
@@ -82,61 +135,27 @@ def _reason(
     return "" if math.isfinite(seen.low + seen.high) else f"{node.input[0]} is not finite"
 
 
-def _joins(
-    model: Any,
-    layers: set[str],
-    *,
-    statistics: Mapping[str, TensorStatistics],
-    scheme: Int8Scheme,
-    constants: set[str],
-) -> set[str]:
-    """Operators of ``scheme.joins`` that read integers alone and lead to a layer in integers."""
-    integer = _through_clips(model, layers)
-    joined: set[str] = set()
-    for node in model.graph.node:
-        if node.name in layers:
-            integer.update(node.output)
-        elif node.op_type in scheme.joins and _reads_integers(node, integer, constants, statistics):
-            joined.add(node.name)
-            integer.update(node.output)
-        elif node.op_type in {"Clip", "Relu"} and node.input[0] in integer:
-            integer.update(node.output)
-    return _leading_to_layers(model, layers, joined)
+def _is_masked_join(node: Any, statistics: Mapping[str, TensorStatistics]) -> bool:
+    masked = any(name in statistics and statistics[name].masked for name in node.output)
+    return masked and node.op_type not in LAYERS
 
 
-def _through_clips(model: Any, layers: set[str]) -> set[str]:
-    """Outputs of the layers to begin with: a product gives float out unless it is a convolution."""
-    return {
-        name
-        for node in model.graph.node
-        if node.name in layers and node.op_type != "MatMul"
-        for name in node.output
-    }
-
-
-def _reads_integers(
-    node: Any,
-    integer: set[str],
-    constants: set[str],
-    statistics: Mapping[str, TensorStatistics],
-) -> bool:
-    if any(name in statistics and statistics[name].masked for name in node.output):
-        return False
+def _reads_integers(node: Any, integer: set[str], constants: set[str]) -> bool:
     values = node.input if node.op_type in _NEEDS_ALL_INPUTS else node.input[:1]
     return all(name in integer and name not in constants for name in values)
 
 
-def _leading_to_layers(model: Any, layers: set[str], joined: set[str]) -> set[str]:
-    """Those of ``joined`` whose result some layer in integers reads in the end."""
+def _leading_to_layers(model: Any, able: set[str]) -> frozenset[str]:
+    """The layers among ``able``, and what else of it some layer reads in the end."""
     useful: set[str] = set()
     wanted: set[str] = set()
     for node in reversed(list(model.graph.node)):
-        passes = node.op_type in {"Clip", "Relu"} and wanted & set(node.output)
-        is_join = node.name in joined and wanted & set(node.output)
-        if is_join:
+        is_layer = node.name in able and node.op_type in LAYERS
+        leads = bool(wanted & set(node.output))
+        if is_layer or (node.name in able and leads):
             useful.add(node.name)
-        if node.name in layers:
+        if is_layer:
             wanted.add(node.input[0])
-        elif is_join or passes:
+        elif leads and (node.name in able or node.op_type in _CLIPS):
             wanted.update(node.input)
-    return useful
+    return frozenset(useful)

@@ -15,6 +15,7 @@ import numpy as np
 from equipoise import extras, onnxio
 from equipoise.quantize.grids import Grid, power_of_two_above
 from equipoise.quantize.layers import Layer, find_layers, read_array
+from equipoise.quantize.weights import read_in_subgraphs
 from equipoise.spec import Array
 
 _INT32_MOST: Final = 2**31 - 1
@@ -22,6 +23,10 @@ _BIAS_MOST: Final = 2**30
 """Half of int32: the products are added to the bias in the same register."""
 
 _ABSORBED: Final = frozenset({"Clip", "Relu"})
+_PRODUCTS: Final = frozenset({"Gemm", "MatMul"})
+_ROUNDED_UNASKED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
+"""Operators whose float weights ONNX Runtime rounds where they stand between integers."""
+
 _RESTORED: Final = ".dequantized"
 _FLOOR: Final = "equipoise.least_float"
 
@@ -50,9 +55,11 @@ class Placement:
         integer_bias: Store the biases of convolutions and Gemm as int32; else they stay float.
         quantize_outputs: Follow a node by a QuantizeLinear, as ONNX Runtime wants; TensorRT wants
             the inputs alone.
+        float_products: Let a MatMul or Gemm in integers give float out where float is read.
         fuses_adds: Leave the input of an Add in float that a convolution just computed, because
             the runtime adds before it rounds.
-        absorbs_clips: Take out each Clip and Relu that the grid of its output does anyway.
+        absorbs_clips: Take out each Clip and Relu that the grid of its output does anyway; it
+            needs ``quantize_outputs``.
     """
 
     nodes: frozenset[str]
@@ -60,6 +67,7 @@ class Placement:
     weights: Mapping[str, IntegerWeight]
     integer_bias: bool = True
     quantize_outputs: bool = True
+    float_products: bool = True
     fuses_adds: bool = False
     absorbs_clips: bool = True
 
@@ -71,7 +79,7 @@ def write_qdq(model: Any, placement: Placement) -> None:
         model: Float ``onnx.ModelProto`` with named nodes.
         placement: What to put in.
     """
-    if placement.absorbs_clips:
+    if placement.absorbs_clips and placement.quantize_outputs:
         absorb_activations(model, placement.nodes, placement.activations)
     _Writer(model, placement).write()
 
@@ -100,54 +108,38 @@ class _Writer:
         self._assemble()
 
     def _shield_float_layers(self) -> None:
-        """Keep layers in float that stand between the integers of others.
+        """Keep layers in float that read what comes back from integers.
 
-        ONNX Runtime takes a Conv or Gemm between DequantizeLinear and QuantizeLinear for one that
-        was to be quantised, and rounds its float weights to one scale for the whole tensor.
+        ONNX Runtime takes a Conv, ConvTranspose or Gemm between DequantizeLinear and QuantizeLinear
+        for one that was to be quantised, and rounds its float weights to one scale for the whole
+        tensor. It moves QuantizeLinear up through activation functions and all that only moves
+        values, so that any of them may come to stand there.
         """
-        quantized = {
-            node.input[0]
-            for nodes in (*self._before.values(), *self._after.values())
-            for node in nodes
-            if node.op_type == "QuantizeLinear"
-        }
-        for layer in self._layers.values():
-            ends = {layer.output, *self._after_clip(layer.output)}
-            between = layer.input.endswith(_RESTORED) and ends & quantized
-            if layer.name not in self._placement.nodes and between and layer.operator != "MatMul":
-                self._shield(layer)
+        for node in self._model.graph.node:
+            in_float = node.op_type in _ROUNDED_UNASKED and node.name not in self._placement.nodes
+            if in_float and node.input[0].endswith(_RESTORED):
+                self._shield(node)
 
-    def _after_clip(self, name: str) -> list[str]:
-        """Outputs of the activation functions that read ``name``."""
-        nodes = self._model.graph.node
-        return [n.output[0] for n in nodes if n.op_type in _ABSORBED and name == n.input[0]]
-
-    def _shield(self, layer: Layer) -> None:
+    def _shield(self, layer: Any) -> None:
         shielded = f"{layer.name}.input"
         if _FLOOR not in self._constants:
             self._constants.add(_FLOOR)
             self._initializer(_FLOOR, np.array(np.finfo(np.float32).min))
-        node = self._helper.make_node("Max", [layer.input, _FLOOR], [shielded], name=shielded)
+        node = self._helper.make_node("Max", [layer.input[0], _FLOOR], [shielded], name=shielded)
         self._before.setdefault(layer.name, []).append(node)
-        layer.node.input[0] = shielded
+        layer.input[0] = shielded
 
     def _written(self, nodes: list[Any], readers: Mapping[str, list[Any]]) -> dict[str, None]:
         """Outputs that a QuantizeLinear reads."""
         if not self._placement.quantize_outputs:
             return {}
-        names = [name for node in nodes for name in node.output]
-        chosen = {node.name for node in nodes}
         return dict.fromkeys(
-            name for name in names if not self._is_float_product(name, readers, chosen)
+            name
+            for node in nodes
+            for name in node.output
+            if not self._placement.float_products
+            or _rounds_for_all(node, readers.get(name, []), self._placement.nodes)
         )
-
-    def _is_float_product(
-        self, name: str, readers: Mapping[str, list[Any]], chosen: set[str]
-    ) -> bool:
-        """A product may give float out: quantising it would round for nobody."""
-        producer = self._producer(name)
-        products = producer is not None and producer.op_type in {"MatMul", "Gemm"}
-        return products and not any(node.name in chosen for node in readers.get(name, []))
 
     def _producer(self, name: str) -> Any:
         return next((n for n in self._model.graph.node if name in n.output), None)
@@ -318,6 +310,7 @@ def absorb_activations(model: Any, nodes: frozenset[str], grids: Mapping[str, Gr
     constants = onnxio.initializers(model)
     readers = onnxio.consumers(model)
     producers = {name: node for node in model.graph.node for name in node.output}
+    elsewhere = read_in_subgraphs(model) | {value.name for value in model.graph.output}
     removed = [
         node
         for node in model.graph.node
@@ -325,6 +318,8 @@ def absorb_activations(model: Any, nodes: frozenset[str], grids: Mapping[str, Gr
         and node.output[0] in grids
         and getattr(producers.get(node.input[0]), "name", "") in nodes
         and len(readers[node.input[0]]) == 1
+        and node.input[0] not in elsewhere
+        and _rounds_for_all(producers[node.input[0]], readers.get(node.output[0], []), nodes)
         and _within(node, grids[node.output[0]], constants)
     ]
     for node in removed:
@@ -332,6 +327,12 @@ def absorb_activations(model: Any, nodes: frozenset[str], grids: Mapping[str, Gr
         producer.output[list(producer.output).index(node.input[0])] = node.output[0]
         model.graph.node.remove(node)
     return len(removed)
+
+
+def _rounds_for_all(producer: Any, readers: list[Any], nodes: frozenset[str]) -> bool:
+    """Whether all that read ``producer`` get integers: a product gives float out to the others."""
+    read = [node.name in nodes for node in readers]
+    return producer.op_type not in _PRODUCTS or (bool(read) and all(read))
 
 
 def _within(node: Any, grid: Grid, constants: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from equipoise import fs, onnxio, progress
 from equipoise.quantize.nodes import FloatNode
 from equipoise.quantize.rewritten import node_times
-from equipoise.quantize.static import Prepared, written
+from equipoise.quantize.static import Prepared, written, written_alone
 from equipoise.quantize.sweeps import Judge, noise_power
 from equipoise.spec import Feeds
 
@@ -90,8 +90,7 @@ def _harms(prepared: Prepared, *, judge: Judge, budget_s: float) -> dict[str, fl
     for name in progress.track(ordered, total=len(ordered)):
         if found and time.monotonic() > start + budget_s:
             break
-        alone = written(prepared, without=nodes - {name})
-        found[name] = noise_power(judge.rounding(alone))
+        found[name] = noise_power(judge.rounding(written_alone(prepared, name)))
     return found
 
 

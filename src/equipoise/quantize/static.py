@@ -22,7 +22,7 @@ from equipoise.quantize.grids import (
 )
 from equipoise.quantize.histogram import Histogram
 from equipoise.quantize.layers import Layer, find_layers, read_array
-from equipoise.quantize.nodes import MOVES_VALUES, Choice, FloatNode, integer_nodes
+from equipoise.quantize.nodes import MOVES_VALUES, FloatNode, connected, integer_nodes
 from equipoise.quantize.observe import Feeds, observing
 from equipoise.quantize.outliers import split_outliers
 from equipoise.quantize.qdq import IntegerWeight, Placement, write_qdq
@@ -44,7 +44,8 @@ leaves less than this costs more than the bit."""
 
 _SATURATION_SAMPLES: Final = 8
 _INT8_MOST: Final = 255
-_LEAST_SCALE: Final = 2.0**-100
+_PRODUCTS: Final = frozenset({"Gemm", "MatMul"})
+"""Operators that give float out when anything but integers reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +97,17 @@ def prepare_static(
 
 
 def written(prepared: Prepared, *, without: Iterable[str] = ()) -> Any:
-    """A new ``onnx.ModelProto`` with the pairs of ``prepared``, but for the nodes ``without``."""
-    placement = prepared.placement
-    return _written(prepared.model, replace(placement, nodes=placement.nodes - set(without)))
+    """A new ``onnx.ModelProto`` with the pairs of ``prepared``, but for the nodes ``without``.
+
+    What stands between integers no more goes back to float with them.
+    """
+    nodes = connected(prepared.model, prepared.placement.nodes - set(without))
+    return _written(prepared.model, replace(prepared.placement, nodes=nodes))
+
+
+def written_alone(prepared: Prepared, name: str) -> Any:
+    """A new ``onnx.ModelProto`` with the pairs around one node of ``prepared``."""
+    return _written(prepared.model, replace(prepared.placement, nodes=frozenset({name})))
 
 
 def _written(model: Any, placement: Placement) -> Any:
@@ -117,7 +126,9 @@ class _Static:
         self._model, self._calibrated = model, calibrated
         self._scheme, self._settings = scheme, settings
         self._bits = settings.weight_bits or 8
-        self._choice = self._chosen()
+        self._choice = integer_nodes(
+            model, calibrated.statistics, scheme=scheme, float_nodes=settings.float_nodes
+        )
 
     def prepare(self) -> Prepared:
         treatments, ranges = self._treat()
@@ -136,16 +147,6 @@ class _Static:
             treatments=treatments,
             notes=notes,
         )
-
-    def _chosen(self) -> Choice:
-        choice = integer_nodes(self._model, self._calibrated.statistics, scheme=self._scheme)
-        asked = set(self._settings.float_nodes)
-        kept = [
-            FloatNode(name=node.name, operator=node.op_type, reason="named to stay in float")
-            for node in self._model.graph.node
-            if node.name in asked & choice.nodes
-        ]
-        return Choice(nodes=choice.nodes - asked, kept=(*choice.kept, *kept))
 
     # Unlike channels.
 
@@ -168,15 +169,28 @@ class _Static:
         return tuple(treatments), ranges
 
     def _product_groups(self) -> dict[str, list[Layer]]:
-        """Activation -> the MatMul layers in integers that read it."""
+        """Activation -> the MatMul layers in integers that read it, where it comes in float."""
         groups: dict[str, list[Layer]] = {}
+        rounded = self._rounded()
         for layer in find_layers(self._model):
             seen = self._calibrated.statistics.get(layer.input)
             channels = None if seen is None else seen.channels
             is_product = layer.operator == "MatMul" and layer.name in self._choice.nodes
+            if layer.input in rounded:
+                continue
             if is_product and channels is not None and len(channels.low) == layer.shape[0]:
                 groups.setdefault(layer.input, []).append(layer)
         return groups
+
+    def _rounded(self) -> set[str]:
+        """Activations that come from integers on a grid of their own: too late for a remedy."""
+        names: set[str] = set()
+        for node in self._model.graph.node:
+            gives_integers = node.name in self._choice.nodes and node.op_type not in _PRODUCTS
+            passes = node.op_type in {"Clip", "Relu"} and node.input[0] in names
+            if gives_integers or passes:
+                names.update(node.output)
+        return names
 
     def _some_values(self, names: tuple[str, ...]) -> dict[str, Array]:
         """float32 ``[positions, channels]`` of each activation, spread over the samples."""
@@ -270,11 +284,13 @@ class _Static:
             for layer in self._layers()
         }
         return Placement(
-            nodes=self._choice.nodes,
+            # A treatment may have come between a node and its integers.
+            nodes=connected(self._model, self._choice.nodes),
             activations=grids,
             weights=weights,
             integer_bias=self._scheme.bias == "int32",
             quantize_outputs=self._scheme.quantize_outputs,
+            float_products=self._scheme.float_products,
             fuses_adds=self._scheme.fuses_adds,
             absorbs_clips=self._scheme.absorbs_clips,
         )
@@ -284,7 +300,8 @@ class _Static:
 
     def _weight(self, layer: Layer, moments: SecondMoments | None, *, bits: int) -> IntegerWeight:
         weight = read_array(self._model, layer.weight)
-        axis = layer.channel_axis if self._scheme.per_channel else None
+        per_channel = self._scheme.per_channel and layer.operator not in self._scheme.per_tensor
+        axis = layer.channel_axis if per_channel else None
         others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
         reach = np.abs(weight).max(axis=others)
         grid = weight_grid(reach, axis=axis, bits=bits, power_of_two=self._scheme.power_of_two)
@@ -337,8 +354,10 @@ def _with_fitting_power(bounds: Bounds, histogram: Histogram, *, bits: int) -> B
 
     A range that was chosen with any scale allowed loses up to a bit when its scale is raised.
     """
+    if bounds[1] == 0:
+        return bounds
     most = 2 ** (bits - 1) - 1
-    above = power_of_two_above(np.array(max(bounds[1] / most, _LEAST_SCALE)))
+    above = power_of_two_above(np.array(bounds[1] / most))
     reach = above * np.array([1.0, 0.5]) * most
     errors = expected_errors(histogram, -reach * (most + 1) / most, reach, bits=bits)
     best = float(reach[errors.argmin()])

@@ -20,6 +20,7 @@ class Int8Scheme:
         activation: Type of activations.
         weight: Type of weights; zero is always in their middle.
         per_channel: Whether each output channel has a weight scale of its own.
+        per_tensor: Operators whose weights have one scale for all channels even so.
         saturates: Whether the kernels add products in 16 bits, which overflow unless weights keep
             to seven bits.
         reason: Why, in words.
@@ -28,6 +29,7 @@ class Int8Scheme:
         bias: Type of the biases of convolutions and Gemm.
         quantize_outputs: Whether a QuantizeLinear follows a node; where not, it comes before the
             next one alone, and the runtime fuses what lies between.
+        float_products: Whether a MatMul or Gemm that reads integers may give float out.
         fuses_adds: Whether an Add runs inside the convolution whose output it reads, before that
             is rounded; then its other input alone is quantised.
         absorbs_clips: Whether a Clip or Relu that the grid does anyway goes out of the graph.
@@ -40,10 +42,12 @@ class Int8Scheme:
     per_channel: bool
     saturates: bool
     reason: str
+    per_tensor: tuple[str, ...] = ()
     symmetric: bool = False
     power_of_two: bool = False
     bias: Literal["int32", "float"] = "int32"
     quantize_outputs: bool = True
+    float_products: bool = True
     fuses_adds: bool = False
     absorbs_clips: bool = True
     joins: tuple[str, ...] = ORT_JOINS

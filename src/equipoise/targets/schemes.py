@@ -65,8 +65,10 @@ QNN_HTP: Final = Int8Scheme(
     weight="int8",
     per_channel=True,
     saturates=False,
-    reason="Hexagon takes u8 activations with any zero point, int32 biases, and no range below"
-    " 1e-4",
+    reason="Hexagon runs a product in integers where integers come out too, and only the weights"
+    " of convolutions and Gemm may have a scale per channel",
+    per_tensor=("MatMul",),
+    float_products=False,
     smallest_range=1e-4,
 )
 
@@ -75,8 +77,10 @@ QNN_HTP_16: Final = Int8Scheme(
     weight="int8",
     per_channel=True,
     saturates=False,
-    reason="Hexagon multiplies u16 activations with s8 weights at about half the speed of u8, for"
-    " models that lose too much in eight bits",
+    reason="Hexagon multiplies u16 activations with s8 weights too, for models that lose too much"
+    " in eight bits; products as for qnn-htp",
+    per_tensor=("MatMul",),
+    float_products=False,
     smallest_range=1e-4,
 )
 

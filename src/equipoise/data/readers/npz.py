@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +57,7 @@ def read_arrays(path: Path | None) -> dict[str, Array]:
         DataError: It is none, or an array holds no numbers.
     """
     try:
+        _check_headers(str(path))
         with np.load(str(path), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except MemoryError:
@@ -70,6 +73,23 @@ def read_arrays(path: Path | None) -> dict[str, Array]:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise DataError(f"{path}: array {name!r} holds NaN or infinity")
     return {name: array.astype(array.dtype.newbyteorder("=")) for name, array in arrays.items()}
+
+
+def _check_headers(path: str) -> None:
+    """Refuse a member whose header promises more than it holds, before anything is allocated."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                major, _ = np.lib.format.read_magic(file)
+                reader = {1: np.lib.format.read_array_header_1_0}.get(
+                    major, np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = reader(file)
+            promised = math.prod(shape) * dtype.itemsize
+            if promised > member.file_size and not dtype.hasobject:
+                raise ValueError(
+                    f"{member.filename} promises {promised} bytes and holds {member.file_size}"
+                )
 
 
 def _as_indices(labels: Array, config: DataConfig, *, where: str) -> Array:
