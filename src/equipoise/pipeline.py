@@ -30,6 +30,7 @@ from equipoise.measure.latency import LatencyConfig, LatencyRecord
 from equipoise.measure.memory import MemoryConfig, MemoryRecord
 from equipoise.parity.proof import VerifyRecord
 from equipoise.quantize.calibrate import CalibrateConfig, CalibrateRecord
+from equipoise.quantize.equalize import EqualizeRecord
 from equipoise.quantize.quantize import QuantizeConfig, QuantizeRecord
 from equipoise.quantize.schemes import Quantization, StaticInt8
 from equipoise.recipe import Recipe
@@ -100,6 +101,12 @@ CALIBRATE = Stage(
     function="equipoise.quantize.calibrate:calibrate",
     record=CalibrateRecord,
     packages=_RUN,
+)
+EQUALIZE = Stage(
+    name="equalize",
+    function="equipoise.quantize.equalize:equalize_stage",
+    record=EqualizeRecord,
+    packages=_ONNX,
 )
 QUANTIZE = Stage(
     name="quantize",

@@ -13,10 +13,11 @@ from equipoise.data.preprocessing import ImagePreprocessing, read_processor
 from equipoise.data.readers.base import split_form
 from equipoise.data.store import write_rows
 from equipoise.errors import DataError, UsageError
-from equipoise.pipeline import CALIBRATE, PREPARE, QUANTIZE
+from equipoise.pipeline import CALIBRATE, EQUALIZE, PREPARE, QUANTIZE
 from equipoise.quantize.calibrate import CalibrateConfig
 from equipoise.quantize.convergence import convergence
 from equipoise.quantize.coverage import measure_coverage
+from equipoise.quantize.equalize import EqualizeConfig
 from equipoise.quantize.observe import ObserveSettings
 from equipoise.quantize.quantize import QuantizeConfig, QuantizeRecord
 from equipoise.quantize.ranges import ChosenRanges, choose_ranges, data_sha256, save_ranges
@@ -43,6 +44,8 @@ class QuantizeRequest:
         synthetic: Calibrate on so many random samples instead of data.
         evaluation: Data that the model will meet, to be compared with what calibration saw.
         quantization: How.
+        equalize: Balance the weights of neighbouring layers first (cross-layer equalisation). It
+            pays where the target has one scale for a whole weight.
         target: Name of a target profile.
         samples: Most calibration samples.
         tokenizer: ``tokenizer.json`` for text.
@@ -63,6 +66,7 @@ class QuantizeRequest:
     synthetic: int | None = None
     evaluation: str | None = None
     quantization: Quantization = field(default_factory=StaticInt8)
+    equalize: bool = False
     target: str = "cpu"
     samples: int = 128
     tokenizer: Path | None = None
@@ -130,10 +134,13 @@ class _Job:
         self._runner = StageRunner(
             cache, observer=observer, time_limit_s=request.time_limit_s, fresh=request.fresh
         )
+        self._model = request.model
         self._notes: list[str] = []
 
     def run(self, begin: float) -> QuantizeResult:
         request = self._request
+        if request.equalize:
+            self._equalize()
         with fs.scratch_directory() as folder:
             samples, count = self._samples(folder)
             statistics = None
@@ -150,6 +157,16 @@ class _Job:
             float_bytes=onnxio.file_bytes(request.model),
             size_bytes=onnxio.file_bytes(request.output),
             wall_s=time.perf_counter() - begin,
+        )
+
+    def _equalize(self) -> None:
+        config = EqualizeConfig(model=self._model)
+        done = self._runner.run(EQUALIZE, config, label="equalise")
+        self._model = done.files / done.record.file
+        count = len(done.record.streams)
+        skipped = len(done.record.skipped)
+        self._notes.append(
+            f"equalised the channels between layers in {count} places; {skipped} were not possible"
         )
 
     def _samples(self, folder: Path) -> tuple[Path, int]:
@@ -187,8 +204,7 @@ class _Job:
         return found.files
 
     def _statistics(self, samples: Path) -> Path:
-        request = self._request
-        config = CalibrateConfig(model=request.model, samples=samples, threads=self._threads)
+        config = CalibrateConfig(model=self._model, samples=samples, threads=self._threads)
         found = self._runner.run(CALIBRATE, config, label="calibrate")
         self._notes += [note for note in found.record.notes if note not in self._notes]
         self._tell_of(found.files, samples)
@@ -208,12 +224,12 @@ class _Job:
             settings = ObserveSettings(threads=self._threads)
             self._notes.append(
                 measure_coverage(
-                    request.model, evaluation, statistics=statistics, settings=settings
+                    self._model, evaluation, statistics=statistics, settings=settings
                 ).sentence
             )
         if request.ranges is not None:
             chosen = ChosenRanges(
-                model_sha256=fs.sha256_file(request.model),
+                model_sha256=fs.sha256_file(self._model),
                 data_sha256=data_sha256(samples),
                 method=method,
                 bits=8,
@@ -224,7 +240,7 @@ class _Job:
 
     def _quantize(self, samples: Path, statistics: Path | None) -> tuple[QuantizeRecord, Path]:
         config = QuantizeConfig(
-            model=self._request.model,
+            model=self._model,
             quantization=self._request.quantization,
             scheme=self._target.int8,
             samples=samples,

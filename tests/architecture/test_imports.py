@@ -21,7 +21,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     4: ("export", "quantize"),
     5: (
         "recipe", "search", "report", "pipeline", "pack", "tuning", "checking", "doctor",
-        "exporting",
+        "exporting", "quantizing",
     ),
     6: ("cli", "__main__"),
 }  # fmt: skip
@@ -42,6 +42,7 @@ PEERS: dict[str, set[str]] = {
     "pack": {"pipeline", "recipe", "search"},
     "checking": {"pipeline"},
     "exporting": {"pipeline"},
+    "quantizing": {"pipeline"},
     "tuning": {"pack", "pipeline", "recipe", "report", "search"},
     "__main__": {"cli"},
 }

@@ -14,6 +14,7 @@ from equipoise.cli import console, options
 
 if TYPE_CHECKING:
     from equipoise.quantize.blockwise import Algorithm
+    from equipoise.quantize.clip import Clipping
     from equipoise.quantize.ranges import Method
     from equipoise.quantize.rounding import RoundingSettings
     from equipoise.quantize.schemes import Quantization
@@ -40,6 +41,14 @@ class Ranges(StrEnum):
     PERCENTILE = "percentile"
     ENTROPY = "entropy"
     MOVING_AVERAGE = "moving-average"
+
+
+class WeightRanges(StrEnum):
+    """Ways to choose ranges of weights."""
+
+    LARGEST = "largest"
+    LEAST_ERROR = "least-error"
+    OCTAV = "octav"
 
 
 class Rounding(StrEnum):
@@ -107,6 +116,18 @@ def command(
         bool,
         typer.Option(help="Cut off extremes, where it pays.", rich_help_panel=_STATIC),
     ] = True,
+    bias_correction: Annotated[
+        bool,
+        typer.Option(help="Take mean errors off the biases.", rich_help_panel=_STATIC),
+    ] = True,
+    weight_ranges: Annotated[
+        WeightRanges,
+        typer.Option(help="How far the grids of weights reach.", rich_help_panel=_STATIC),
+    ] = WeightRanges.LARGEST,
+    equalize: Annotated[
+        bool,
+        typer.Option("--equalize", help="Cross-layer equalisation first.", rich_help_panel=_STATIC),
+    ] = False,
     weight_bits: Annotated[
         int | None,
         typer.Option(help="8 or 7; as the target needs by default.", rich_help_panel=_STATIC),
@@ -153,6 +174,8 @@ def command(
             method=_method(ranges),
             remedies=Remedies(smoothing=smoothing, outliers=outliers, clipping=clipping),
             rounding=_rounding(rounding),
+            bias_correction=bias_correction,
+            weight_ranges=_weight_ranges(weight_ranges),
             weight_bits=_weight_bits(weight_bits),
             min_sqnr_db=min_sqnr,
             budget_s=options.seconds(budget),
@@ -168,6 +191,7 @@ def command(
         synthetic=synthetic,
         evaluation=evaluation,
         quantization=quantization,
+        equalize=equalize,
         target=target,
         samples=samples,
         tokenizer=tokenizer,
@@ -197,6 +221,17 @@ def _method(ranges: Ranges) -> Method:
         Ranges.PERCENTILE: methods.Percentile(),
         Ranges.ENTROPY: methods.Entropy(),
         Ranges.MOVING_AVERAGE: methods.MovingAverage(),
+    }
+    return by_name[ranges]
+
+
+def _weight_ranges(ranges: WeightRanges) -> Clipping:
+    from equipoise.quantize import clip
+
+    by_name: dict[WeightRanges, Clipping] = {
+        WeightRanges.LARGEST: clip.LargestWeight(),
+        WeightRanges.LEAST_ERROR: clip.LeastError(),
+        WeightRanges.OCTAV: clip.FixedPoint(),
     }
     return by_name[ranges]
 

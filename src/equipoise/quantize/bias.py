@@ -18,6 +18,7 @@ import numpy as np
 
 from equipoise import onnxio
 from equipoise.data.store import Rows
+from equipoise.errors import DataError
 from equipoise.quantize.layers import Layer, find_layers, read_array, write_array
 from equipoise.quantize.observe import Feeds, observing
 from equipoise.quantize.qdq import IntegerWeight
@@ -86,8 +87,10 @@ class MeanPatch:
         """float64 ``[groups, inputs]``.
 
         Raises:
-            ZeroDivisionError: Nothing was added.
+            DataError: Nothing was added.
         """
+        if not self._positions:
+            raise DataError(f"no sample of what {self._layer.name!r} reads; at least one is needed")
         return self._sum / self._positions
 
 

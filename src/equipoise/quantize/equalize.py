@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -107,6 +108,37 @@ class Equalization:
     skipped: tuple[SkippedStream, ...]
     sweeps: int
     factors: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualizeConfig:
+    """What to equalise: a float ONNX file, by its weights alone."""
+
+    model: Path
+    settings: EqualizeSettings = field(default_factory=lambda: EqualizeSettings(balance="weights"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualizeRecord:
+    """The file, and what was rescaled and what not."""
+
+    file: str
+    streams: tuple[EqualizedStream, ...]
+    skipped: tuple[SkippedStream, ...]
+
+
+def equalize_stage(config: EqualizeConfig, *, output: Path) -> EqualizeRecord:
+    """Write an equalised model to ``output``.
+
+    Raises:
+        SourceError: The model is no ONNX file.
+    """
+    model = onnxio.load_model(config.model)
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    done = equalize(model, settings=config.settings)
+    onnxio.save_model(model, output / "model.onnx")
+    return EqualizeRecord(file="model.onnx", streams=done.streams, skipped=done.skipped)
 
 
 def equalize(

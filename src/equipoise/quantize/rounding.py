@@ -43,7 +43,7 @@ class RoundingSettings:
 
 
 class SecondMoments:
-    """``X^T X`` of what a layer reads, summed over samples: float32 ``[groups, inputs, inputs]``.
+    """Mean of what a layer reads, and ``X^T X``: float32 ``[groups, inputs, inputs]``.
 
     Args:
         layer: Whose patches.
@@ -53,6 +53,8 @@ class SecondMoments:
     def __init__(self, layer: Layer, *, settings: RoundingSettings) -> None:
         self._layer, self._settings = layer, settings
         self._sum: Array = np.zeros((), dtype=np.float32)
+        self._total: Array = np.zeros(())
+        self._count = 0
         self._waiting: list[Array] = []
 
     def add(self, activation: Array, *, grid: Grid) -> None:
@@ -67,6 +69,8 @@ class SecondMoments:
         if self._waiting:
             patches = np.ascontiguousarray(np.concatenate(self._waiting, axis=1))
             self._sum = self._sum + patches.transpose(0, 2, 1) @ patches
+            self._total = self._total + patches.sum(axis=1, dtype=np.float64)
+            self._count += patches.shape[1]
             self._waiting = []
 
     @property
@@ -74,6 +78,17 @@ class SecondMoments:
         """The sum so far."""
         self._flush()
         return self._sum
+
+    @property
+    def mean(self) -> Array:
+        """float64 ``[groups, inputs]``: the mean of what was added."""
+        self._flush()
+        return self._total / max(self._count, 1)
+
+    @property
+    def power(self) -> Array:
+        """``[groups, inputs]``: the mean square of what was added."""
+        return np.diagonal(self.sum, axis1=1, axis2=2) / max(self._count, 1)
 
     @cached_property
     def elimination(self) -> Elimination:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from equipoise.quantize.clip import Clipping, LargestWeight
 from equipoise.quantize.halves import Halves
 from equipoise.quantize.ranges import Method, Mse
 from equipoise.quantize.rounding import RoundingSettings
@@ -35,6 +36,8 @@ class StaticInt8:
         remedies: What may be done about activations with unlike channels.
         rounding: How weights are rounded so that their errors cancel; None for each to its nearest
             integer.
+        bias_correction: Take the mean error of convolutions and Gemm off their biases.
+        weight_ranges: How far the grids of weights reach.
         weight_bits: Bits of the weights; None for 8, and for 7 in the layers that would saturate
             where the target's 16-bit sums do.
         min_sqnr_db: Signal to noise that the outputs have to keep on the calibration samples:
@@ -48,6 +51,8 @@ class StaticInt8:
     method: Method = field(default_factory=Mse)
     remedies: Remedies = field(default_factory=Remedies)
     rounding: RoundingSettings | None = field(default_factory=RoundingSettings)
+    bias_correction: bool = True
+    weight_ranges: Clipping = field(default_factory=LargestWeight)
     weight_bits: Literal[7, 8] | None = None
     min_sqnr_db: float = 20.0
     budget_s: float = 300.0

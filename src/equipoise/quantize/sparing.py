@@ -111,14 +111,16 @@ def _prices(
 def _next(
     order: Sequence[str], harms: Mapping[str, float], *, left: float, goal: float
 ) -> list[str]:
-    """So many of ``order`` that the sum of the rest is predicted to meet the goal; one at least."""
-    chosen: list[str] = []
-    for name in order:
-        if chosen and left <= goal:
-            break
-        chosen.append(name)
-        left -= harms[name]
-    return chosen
+    """So many of ``order`` that what the rest leaves is predicted to meet the goal; one at least.
+
+    The noise of single nodes adds up to that of all of them but nearly, and a difference of two
+    large sums says nothing of a small rest: the rest's share of the sum is taken instead.
+    """
+    total = sum(harms[name] for name in order)
+    for count in range(1, len(order)):
+        if left * sum(harms[name] for name in order[count:]) <= goal * total:
+            return list(order[:count])
+    return list(order)
 
 
 def _told(
@@ -144,5 +146,6 @@ def _notes(
     if unmeasured:
         notes.append(f"time ran out before {unmeasured} nodes were measured: give a larger budget")
     if not enough:
-        notes.append(f"the outputs keep less than {min_sqnr_db:g} dB whatever is left in float")
+        whatever = "" if unmeasured else " whatever is left in float"
+        notes.append(f"the outputs keep less than {min_sqnr_db:g} dB{whatever}")
     return tuple(notes)

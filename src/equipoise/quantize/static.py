@@ -13,6 +13,8 @@ from typing import Any, Final
 import numpy as np
 
 from equipoise.quantize import treatment as remedy
+from equipoise.quantize.bias import expected_shifts, subtract_shifts
+from equipoise.quantize.clip import weight_reach
 from equipoise.quantize.grids import (
     INTEGERS,
     Grid,
@@ -27,7 +29,12 @@ from equipoise.quantize.observe import Feeds, observing
 from equipoise.quantize.outliers import split_outliers
 from equipoise.quantize.qdq import IntegerWeight, Placement, write_qdq
 from equipoise.quantize.ranges import Bounds, MinMax, choose_range, expected_errors
-from equipoise.quantize.rounding import SecondMoments, round_to_moments, share_moments
+from equipoise.quantize.rounding import (
+    RoundingSettings,
+    SecondMoments,
+    round_to_moments,
+    share_moments,
+)
 from equipoise.quantize.saturation import saturation
 from equipoise.quantize.schemes import StaticInt8
 from equipoise.quantize.smooth import smooth
@@ -55,6 +62,7 @@ class Prepared:
     Attributes:
         model: Float ``onnx.ModelProto``, with treatments.
         placement: All that quantising adds.
+        shifts: Layer -> what its bias loses when it runs in integers, per channel.
         kept: Nodes that stay in float, with the reason.
         treatments: What was done about unlike channels.
         notes: What a user should know, in words.
@@ -62,6 +70,7 @@ class Prepared:
 
     model: Any
     placement: Placement
+    shifts: Mapping[str, Array]
     kept: tuple[FloatNode, ...]
     treatments: tuple[remedy.Treatment, ...]
     notes: tuple[str, ...]
@@ -99,21 +108,27 @@ def prepare_static(
 def written(prepared: Prepared, *, without: Iterable[str] = ()) -> Any:
     """A new ``onnx.ModelProto`` with the pairs of ``prepared``, but for the nodes ``without``.
 
-    What stands between integers no more goes back to float with them.
+    What joined those nodes to others goes back to float with them.
     """
     nodes = connected(prepared.model, prepared.placement.nodes - set(without))
-    return _written(prepared.model, replace(prepared.placement, nodes=nodes))
+    return _with_pairs(prepared, nodes)
 
 
 def written_alone(prepared: Prepared, name: str) -> Any:
-    """A new ``onnx.ModelProto`` with the pairs around one node of ``prepared``."""
-    return _written(prepared.model, replace(prepared.placement, nodes=frozenset({name})))
+    """A new ``onnx.ModelProto`` with one node of ``prepared`` in integers."""
+    return _with_pairs(prepared, frozenset({name}))
 
 
-def _written(model: Any, placement: Placement) -> Any:
+def _with_pairs(prepared: Prepared, nodes: frozenset[str]) -> Any:
+    model = _copied(prepared.model)
+    subtract_shifts(model, {name: s for name, s in prepared.shifts.items() if name in nodes})
+    write_qdq(model, replace(prepared.placement, nodes=nodes))
+    return model
+
+
+def _copied(model: Any) -> Any:
     copy = type(model)()
     copy.CopyFrom(model)
-    write_qdq(copy, placement)
     return copy
 
 
@@ -143,6 +158,7 @@ class _Static:
         return Prepared(
             model=self._model,
             placement=placement,
+            shifts=self._shifts(moments, placement),
             kept=self._choice.kept,
             treatments=treatments,
             notes=notes,
@@ -151,21 +167,25 @@ class _Static:
     # Unlike channels.
 
     def _treat(self) -> tuple[tuple[remedy.Treatment, ...], dict[str, Bounds]]:
-        """Treat the activations of products; return the ranges of what the products read then."""
+        """Treat the activations of products; return the ranges of what is new or other then."""
         groups = self._product_groups()
         remedies = self._settings.remedies
         if not groups or not (remedies.smoothing or remedies.outliers or remedies.clipping):
             return (), {}
         values = self._some_values(tuple(groups))
-        treatments, ranges = [], {}
+        treatments: list[remedy.Treatment] = []
+        ranges: dict[str, Bounds] = {}
         for name, layers in groups.items():
             product = self._product(layers, values[name])
             chosen = remedy.choose_treatment(
-                product, grid=self._grid, bits=self._bits, remedies=remedies
+                product,
+                grid=self._grid,
+                bits=self._bits,
+                remedies=remedies,
+                per_channel=self._is_per_channel("MatMul"),
             )
             treatments.append(chosen)
-            read, bounds = self._apply(layers, product, chosen)
-            ranges[read] = bounds
+            ranges |= self._apply(layers, product, chosen)
         return tuple(treatments), ranges
 
     def _product_groups(self) -> dict[str, list[Layer]]:
@@ -220,17 +240,19 @@ class _Static:
 
     def _apply(
         self, layers: Sequence[Layer], product: remedy.Product, chosen: remedy.Treatment
-    ) -> tuple[str, Bounds]:
-        """Put a treatment into the graph; return what the layers read now, and its range."""
+    ) -> dict[str, Bounds]:
+        """Put a treatment into the graph; return the ranges of what the layers read and write."""
         after, factors, channels = remedy.treated(
             product, alpha=chosen.alpha, outliers=chosen.outliers
         )
         name = layers[0].input
         if chosen.alpha:
             name = smooth(self._model, layers, factors=factors)
+        ranges = {name: remedy.bounds(after, cut=chosen.cut)}
         if chosen.outliers:
             split_outliers(self._model, layers, channels=channels)
-        return name, remedy.bounds(after, cut=chosen.cut)
+            ranges |= _output_ranges(layers, after)
+        return ranges
 
     # Grids.
 
@@ -300,23 +322,35 @@ class _Static:
 
     def _weight(self, layer: Layer, moments: SecondMoments | None, *, bits: int) -> IntegerWeight:
         weight = read_array(self._model, layer.weight)
-        per_channel = self._scheme.per_channel and layer.operator not in self._scheme.per_tensor
-        axis = layer.channel_axis if per_channel else None
-        others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
-        reach = np.abs(weight).max(axis=others)
+        axis = layer.channel_axis if self._is_per_channel(layer.operator) else None
+        reach = self._reach(layer, weight, moments, bits=bits)
+        if axis is None:
+            reach = reach.max()
         grid = weight_grid(reach, axis=axis, bits=bits, power_of_two=self._scheme.power_of_two)
         if self._scheme.power_of_two:
             grid = _fitting_power(grid, weight)
-        if moments is None:
+        if moments is None or self._settings.rounding is None:
             return IntegerWeight(values=grid.quantize(weight), grid=grid)
         rows = round_to_moments(layer.rows(weight), moments.elimination, grid=grid)
         return IntegerWeight(values=layer.stored(rows), grid=grid)
 
+    def _reach(
+        self, layer: Layer, weight: Array, moments: SecondMoments | None, *, bits: int
+    ) -> Array:
+        """How far the grid of each output channel reaches; errors count by what inputs carry."""
+        power = None if moments is None else np.maximum(moments.power, 0.0)
+        method = self._settings.weight_ranges
+        return weight_reach(layer.rows(weight), method=method, bits=bits, power=power)
+
+    def _is_per_channel(self, operator: str) -> bool:
+        return self._scheme.per_channel and operator not in self._scheme.per_tensor
+
     def _moments(self, grids: Mapping[str, Grid]) -> dict[str, SecondMoments]:
         """Layer -> second moments of what it reads, as it comes back from its grid."""
-        rounding = self._settings.rounding
-        if rounding is None:
+        settings = self._settings
+        if settings.rounding is None and not settings.bias_correction:
             return {}
+        rounding = settings.rounding or RoundingSettings()
         shared = share_moments(self._layers(), settings=rounding)
         by_input: dict[str, dict[int, SecondMoments]] = {}
         for layer in self._layers():
@@ -331,15 +365,40 @@ class _Static:
                         moments.add(array, grid=grids[name])
         return dict(shared)
 
+    def _shifts(
+        self, moments: Mapping[str, SecondMoments], placement: Placement
+    ) -> dict[str, Array]:
+        """Layer -> the mean error of its outputs. In products between norms it changes nothing."""
+        if not self._settings.bias_correction:
+            return {}
+        means = {
+            layer.name: moments[layer.name].mean
+            for layer in self._layers()
+            if layer.operator != "MatMul"
+        }
+        return expected_shifts(self._model, means, weights=placement.weights)
+
     # Saturation.
 
     def _saturating(self, placement: Placement) -> tuple[str, ...]:
         """Layers that lose more to 16-bit sums than to a bit less in their weights."""
         rows = self._calibrated.rows
         some = rows[:: max(1, len(rows) // _SATURATION_SAMPLES)][:_SATURATION_SAMPLES]
-        trial = _written(self._model, placement)
+        trial = _copied(self._model)
+        write_qdq(trial, placement)
         found = saturation(trial, some, threads=self._calibrated.threads)
         return tuple(s.name for s in found if s.sqnr_db is not None and s.sqnr_db < _SATURATION_DB)
+
+
+def _output_ranges(layers: Sequence[Layer], product: remedy.Product) -> dict[str, Bounds]:
+    """Output of each layer of a product -> its range on the values that are at hand."""
+    outputs = product.values @ product.weight
+    ends = np.cumsum([layer.channels for layer in layers])[:-1]
+    parts = np.split(outputs, ends, axis=1)
+    return {
+        layer.output: (float(part.min()), float(part.max()))
+        for layer, part in zip(layers, parts, strict=True)
+    }
 
 
 def _fitting_power(grid: Grid, weight: Array) -> Grid:

@@ -110,7 +110,12 @@ def bounds(product: Product, *, cut: float) -> tuple[float, float]:
 
 
 def choose_treatment(
-    product: Product, *, grid: Callable[[float, float], Grid], bits: int, remedies: Remedies
+    product: Product,
+    *,
+    grid: Callable[[float, float], Grid],
+    bits: int,
+    remedies: Remedies,
+    per_channel: bool = True,
 ) -> Treatment:
     """The cheapest treatment of ``product`` that no dearer one beats by much.
 
@@ -119,12 +124,13 @@ def choose_treatment(
         grid: From a range to the activation's grid.
         bits: Bits of the weights.
         remedies: Which may be used.
+        per_channel: Whether each output channel has a weight scale of its own.
     """
     trust = _token_weights(product)
     best = untreated = None
     for alpha, outliers in _options(product, remedies):
         after, _, _ = treated(product, alpha=alpha, outliers=outliers)
-        weighed = _weight_noise(after, trust, bits=bits)
+        weighed = _weight_noise(after, trust, bits=bits, per_channel=per_channel)
         for cut in _CUTS if remedies.clipping else (1.0,):
             noise = weighed + _activation_noise(after, trust, grid=grid(*bounds(after, cut=cut)))
             untreated = noise if untreated is None else untreated
@@ -169,10 +175,11 @@ def _activation_noise(product: Product, trust: Array, *, grid: Grid) -> float:
     return float((trust @ errors) @ np.square(product.weight).sum(axis=1))
 
 
-def _weight_noise(product: Product, trust: Array, *, bits: int) -> float:
+def _weight_noise(product: Product, trust: Array, *, bits: int, per_channel: bool) -> float:
     """Power of the outputs' noise from rounding weights to their grids, ``scale^2 / 12`` each."""
-    scale = np.abs(product.weight).max(axis=0) / (2 ** (bits - 1) - 1)
-    return float((trust @ np.square(product.values)).sum() * np.square(scale).sum() / 12)
+    reach = np.abs(product.weight).max(axis=0 if per_channel else None)
+    scales = np.broadcast_to(reach / (2 ** (bits - 1) - 1), product.weight.shape[1:])
+    return float((trust @ np.square(product.values)).sum() * np.square(scales).sum() / 12)
 
 
 def _decibel(noise: float) -> float:

@@ -86,7 +86,7 @@ def _decoded(file: Path) -> Array:
     """RGB, uint8 [height, width, 3]."""
     pillow: Any = extras.require("PIL.Image")
     try:
-        with pillow.open(file) as picture:
+        with pillow.open(fp=file) as picture:
             return np.asarray(picture.convert("RGB"))
     except Exception as error:  # Pillow raises many types on damaged files
         raise DataError(f"{file} is no picture that can be read: {error}") from error

@@ -79,7 +79,7 @@ def _check_headers(path: str) -> None:
     """Refuse a member whose header promises more than it holds, before anything is allocated."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            with archive.open(member) as file:
+            with archive.open(name=member) as file:
                 major, _ = np.lib.format.read_magic(file)
                 reader = {1: np.lib.format.read_array_header_1_0}.get(
                     major, np.lib.format.read_array_header_2_0
