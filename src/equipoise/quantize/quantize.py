@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 from equipoise import extras, fs, onnxio
 from equipoise.data.store import Rows
-from equipoise.errors import ParityError, RecipeError, SourceError
+from equipoise.errors import AccuracyError, ParityError, RecipeError, SourceError
 from equipoise.parity.compare import require_finite
 from equipoise.quantize.halves import Halves, convert_to_half
 from equipoise.quantize.nodes import FloatNode
@@ -20,7 +21,7 @@ from equipoise.quantize.static import Calibrated, Prepared, prepare_static
 from equipoise.quantize.statistics import read_statistics
 from equipoise.quantize.sweeps import Judge, Score
 from equipoise.quantize.treatment import Treatment
-from equipoise.quantize.weight_only import WeightOnly, quantize_blocks
+from equipoise.quantize.weight_only import WeightOnly, quantize_blocks, raise_opset
 from equipoise.quantize.weights import quantize_weights
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
@@ -28,6 +29,7 @@ from equipoise.targets.profile import Int8Scheme
 
 MODEL_FILE: Final = "model.onnx"
 _PER_CHANNEL_OPSET: Final = 13
+_INT16_OPSET: Final = 21
 _JUDGED_SAMPLES: Final = 16
 _NOT_RUN: Final = (Score(sqnr_db=None, cosine=1.0), Score(sqnr_db=None, cosine=1.0))
 _KERNEL_DB: Final = 3.0
@@ -101,9 +103,10 @@ def quantize(config: QuantizeConfig, *, output: Path) -> QuantizeRecord:
     Raises:
         SourceError: The model is no ONNX file, is quantised already, or its opset cannot be raised.
         RecipeError: Nothing in it can be quantised so, or a static scheme has no statistics.
+        AccuracyError: Nothing of it can be quantised within the accuracy that was asked for.
         ParityError: The runtime makes something else of the result than it says.
     """
-    model = _prepared(onnxio.load_model(config.model))
+    model = _prepared(onnxio.load_model(config.model), config)
     _check_float(model, config.model)
     judge = _judge(model, config)
     before = Counter(node.op_type for node in model.graph.node)
@@ -230,6 +233,11 @@ def _static(model: Any, config: QuantizeConfig, *, settings: StaticInt8, judge: 
     spared = spare(
         prepared, judge=judge, min_sqnr_db=settings.min_sqnr_db, budget_s=settings.budget_s
     )
+    if not _INTEGER_OPERATORS & {node.op_type for node in spared.model.graph.node}:
+        raise AccuracyError(
+            f"nothing can run in integers and keep {settings.min_sqnr_db:g} dB of the outputs",
+            hint="Ask for less with --min-sqnr, or take --scheme blocks --bits 8.",
+        )
     if settings.tables:
         # A table is only ever looked up: int8 rows cost nothing and are a quarter of the size.
         quantize_weights(spared.model, operators=frozenset({"Gather"}))
@@ -290,24 +298,19 @@ def quantize_dynamic(model: Any, *, scheme: DynamicInt8) -> Any:
         return extras.require("onnx").load(folder / MODEL_FILE)
 
 
-def _prepared(model: Any) -> Any:
-    """The model with named nodes, inferred shapes, and an opset that has per-channel Q/DQ."""
-    onnx = extras.require("onnx")
-    opset = next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 0)
-    if opset < _PER_CHANNEL_OPSET:
-        model = _converted(model, opset=opset)
+def _prepared(model: Any, config: QuantizeConfig) -> Any:
+    """The model with named nodes, inferred shapes, and an opset that has the Q/DQ it needs."""
+    wide = isinstance(config.quantization, StaticInt8) and "16" in config.scheme.activation
+    model = raise_opset(model, _INT16_OPSET if wide else _PER_CHANNEL_OPSET)
+    _name_nodes(model)
+    return extras.require("onnx").shape_inference.infer_shapes(model)
+
+
+def _name_nodes(model: Any) -> None:
+    """Give each node without a name one that is free."""
+    taken = {node.name for node in model.graph.node}
     for index, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
-    return onnx.shape_inference.infer_shapes(model)
-
-
-def _converted(model: Any, *, opset: int) -> Any:
-    onnx = extras.require("onnx")
-    try:
-        return onnx.version_converter.convert_version(model, _PER_CHANNEL_OPSET)
-    except Exception as error:  # the converter raises bare C++ exceptions
-        raise SourceError(
-            f"the model has opset {opset}; per-channel int8 needs {_PER_CHANNEL_OPSET},"
-            f" and converting it failed: {error}",
-            hint="Export the model again with a newer opset.",
-        ) from error
+        if not node.name:
+            free = (f"{node.op_type}_{i}" for i in itertools.count(index))
+            node.name = next(name for name in free if name not in taken)
+            taken.add(node.name)

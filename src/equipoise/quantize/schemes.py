@@ -44,7 +44,7 @@ class StaticInt8:
             nodes go back to float, the most harmful per time first, until they do.
         budget_s: Time for finding them.
         float_nodes: Names of nodes that stay in float in any case.
-        tables: Store embeddings and the weights of float products as int8 too.
+        tables: Store embeddings as int8 too, one scale per row.
     """
 
     kind: Literal["static"] = "static"

@@ -24,8 +24,6 @@ _PROFILED_RUNS: Final = 5
 _MOVERS_PRICE_SHARE: Final = 0.02
 """Of the median price: what a node costs at least, so that noise of clocks makes none free."""
 
-_ROUNDS: Final = 4
-
 
 @dataclass(frozen=True, kw_only=True)
 class Spared:
@@ -65,9 +63,7 @@ def spare(prepared: Prepared, *, judge: Judge, min_sqnr_db: float, budget_s: flo
     order = sorted(harms, key=lambda name: -harms[name] / prices[name])
     taken: list[str] = []
     left = noise_power(score)
-    for _ in range(_ROUNDS):
-        if left <= goal or len(taken) == len(order):
-            break
+    while left > goal and len(taken) < len(order):
         taken += _next(order[len(taken) :], harms, left=left, goal=goal)
         model = written(prepared, without=taken)
         score = judge.rounding(model)
