@@ -33,7 +33,7 @@ CNN = """
         d = Relu(c)
         e = Conv(d, w3, b3)
         f = Add(e, b)
-        g = Conv <strides = [2, 2]> (f, w4, b4)
+        g = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (f, w4, b4)
         h = Relu(g)
         i = GlobalAveragePool(h)
         j = Flatten(i)
@@ -75,7 +75,7 @@ def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
 
 CNN_WEIGHTS = {
     "w1": normal(16, 3, 3, 3, scale=0.3), "w2": normal(16, 1, 3, 3, scale=0.4),
-    "w3": normal(16, 16, 1, 1, scale=0.3), "w4": normal(24, 16, 1, 1, scale=0.3),
+    "w3": normal(16, 16, 1, 1, scale=0.3), "w4": normal(24, 16, 3, 3, scale=0.1),
     "w5": normal(10, 24, scale=0.3), "zero": np.array(0.0), "six": np.array(6.0),
     **{f"b{n}": normal(size, scale=0.2) for n, size in enumerate((16, 16, 16, 24, 10), start=1)},
 }  # fmt: skip

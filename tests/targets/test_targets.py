@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import onnx
 import pytest
 
-from equipoise.errors import UsageError
+from equipoise import record
+from equipoise.errors import IncompatibleError, UsageError
 from equipoise.targets.machine import (
     Machine,
     detect_machine,
@@ -14,7 +16,13 @@ from equipoise.targets.machine import (
     parse_flags,
     parse_quota,
 )
-from equipoise.targets.profiles import cpu_scheme, get_target, target_names
+from equipoise.targets.profile import Target
+from equipoise.targets.profiles import (
+    cpu_scheme,
+    get_target,
+    require_measurable,
+    target_names,
+)
 
 ZEN3 = """processor\t: 0
 model name\t: AMD EPYC 7763 64-Core Processor
@@ -34,6 +42,7 @@ Features\t: fp asimd evtstrm aes atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop
 CPU implementer\t: 0x41
 CPU part\t: 0xd0b
 """
+HERE = ("null", "onnxruntime", "reference")
 MACHINE = Machine(cpu="x", architecture="x86_64", cores=2, flags=(), memory_bytes=1, system="Linux")
 
 
@@ -82,8 +91,64 @@ def test_this_machine_is_detected() -> None:
 
 
 def test_unknown_target_names_the_known_ones() -> None:
-    """cpu is the only one so far."""
-    assert target_names() == ("cpu",)
+    """And the nearest of them."""
     assert get_target("cpu", machine=MACHINE).runtime == "onnxruntime"
-    with pytest.raises(UsageError, match=r"'cup'; known: cpu\nDid you mean 'cpu'"):
+    with pytest.raises(UsageError, match=r"'cup'; known: arm64, cpu, .*\nDid you mean 'cpu'"):
         get_target("cup", machine=MACHINE)
+
+
+def test_cpu_is_this_machine_and_the_others_are_what_they_are() -> None:
+    """The profile of a device does not depend on where it is asked for."""
+    pi = replace(MACHINE, cpu="Arm Cortex-A76", architecture="aarch64")
+    assert "Cortex-A76" in get_target("cpu", machine=pi).summary
+    for name in target_names():
+        here, there = (get_target(name, machine=machine) for machine in (MACHINE, pi))
+        assert here.name == name
+        assert (here == there) == (name != "cpu")
+
+
+def test_profiles_agree_with_themselves() -> None:
+    """A file of the target's opset has its integers, and an IR version that it reads."""
+    for name in target_names():
+        target = get_target(name, machine=MACHINE)
+        scheme = target.int8
+        assert target.opset >= scheme.least_opset
+        least = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", target.opset)])
+        assert target.max_ir_version >= least
+        assert not (scheme.fuses_adds and scheme.quantize_outputs)
+        assert not (scheme.absorbs_clips and not scheme.quantize_outputs)  # nothing to absorb into
+        assert target.summary
+        assert scheme.reason
+
+
+def test_profiles_are_data() -> None:
+    """They go to JSON and back unchanged, as configs of stages do."""
+    for name in target_names():
+        target = get_target(name, machine=MACHINE)
+        assert record.loads(Target, record.dumps(target), where=name) == target
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "words"),
+    [
+        ("tensorrt", (), "needs the runtime 'tensorrt'"),
+        ("qnn-htp", (), "needs the runtime 'qnn'"),
+        ("arm64", (), "is no 'arm64'"),
+        ("x86-vnni", ("avx2",), "is no 'x86-vnni'"),
+        ("x86-avx2", ("avx512_vnni",), "is no 'x86-avx2'"),
+    ],
+)
+def test_only_what_is_here_is_measured(name: str, flags: tuple[str, ...], words: str) -> None:
+    """Figures of another machine would be pretence."""
+    machine = replace(MACHINE, flags=flags)
+    with pytest.raises(IncompatibleError, match=words) as caught:
+        require_measurable(get_target(name, machine=machine), machine=machine, runtimes=HERE)
+    assert f"quantize --target {name}" in caught.value.hint
+
+
+@pytest.mark.parametrize("flags", [(), ("avx_vnni",)])
+def test_the_profile_of_this_cpu_is_measured(flags: tuple[str, ...]) -> None:
+    """By either of its names."""
+    machine = replace(MACHINE, flags=flags)
+    for name in ("cpu", "x86-vnni" if flags else "x86-avx2"):
+        require_measurable(get_target(name, machine=machine), machine=machine, runtimes=HERE)

@@ -233,7 +233,8 @@ def _static(model: Any, config: QuantizeConfig, *, settings: StaticInt8, judge: 
     spared = spare(
         prepared, judge=judge, min_sqnr_db=settings.min_sqnr_db, budget_s=settings.budget_s
     )
-    if not _INTEGER_OPERATORS & {node.op_type for node in spared.model.graph.node}:
+    left = _INTEGER_OPERATORS & {node.op_type for node in spared.model.graph.node}
+    if prepared.placement.nodes and not left:
         raise AccuracyError(
             f"nothing can run in integers and keep {settings.min_sqnr_db:g} dB of the outputs",
             hint="Ask for less with --min-sqnr, or take --scheme blocks --bits 8.",
