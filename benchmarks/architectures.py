@@ -1092,9 +1092,9 @@ _EXPLAINED = """
 The list is no random sample, and no held-out one. The first 68 were taken as they are used (plain:
 64 ok). Of about 45 harder ones that were tried, every failure of the plain exporter was kept, and
 only some of those that pass. The eager-attention rung and the grouped experts were built on what
-this list showed. Outputs nested in tuples are not compared where a file leaves them out. cvt, dinov3
-and upernet are absent: no small config of theirs could be built. nystromformer takes fixed lengths
-alone.
+this list showed. Outputs nested in tuples are not compared where a file leaves them out. cvt,
+dinov3 and upernet are absent: no small config of theirs could be built. nystromformer takes fixed
+lengths alone.
 
 ## What no exporter can follow
 
