@@ -80,8 +80,11 @@ def test_residual_keeps_its_value_alive(tmp_path: Path) -> None:
 
 def test_quantised_convolution_counts_as_the_float_one(tmp_path: Path) -> None:
     """Weight-only int8 changes bytes, not multiply-accumulates."""
+    from equipoise.data.store import write_rows
     from equipoise.quantize.quantize import QuantizeConfig, quantize
     from equipoise.quantize.schemes import WeightOnlyInt8
+    from equipoise.targets.machine import detect_machine
+    from equipoise.targets.profiles import get_target
 
     node = helper.make_node
     weights = {"k": np.random.default_rng(0).normal(size=(32, 16, 3, 3))}
@@ -89,7 +92,14 @@ def test_quantised_convolution_counts_as_the_float_one(tmp_path: Path) -> None:
         tmp_path / "c.onnx", [node("Conv", ["x", "k"], ["y"])], [("x", [1, 16, 8, 8])],
         [("y", [1, 32, 6, 6])], weights,
     )  # fmt: skip
-    quantize(QuantizeConfig(model=model, quantization=WeightOnlyInt8()), output=tmp_path)
+    write_rows(tmp_path / "rows", [{"x": np.ones((1, 16, 8, 8), dtype=np.float32)}])
+    config = QuantizeConfig(
+        model=model,
+        quantization=WeightOnlyInt8(),
+        scheme=get_target("cpu", machine=detect_machine()).int8,
+        samples=tmp_path / "rows",
+    )
+    quantize(config, output=tmp_path)
     before, after = analyze(model), analyze(tmp_path / "model.onnx")
     assert after.multiply_accumulates == before.multiply_accumulates == 32 * 36 * 16 * 9
     assert after.weight_bytes < before.weight_bytes / 3
