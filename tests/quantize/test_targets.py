@@ -64,6 +64,14 @@ BLOCK = """
 """
 
 
+TEXT = """
+    text (int64[batch, 6] ids) => (float[batch, 6, 16] y) {
+        x = Gather(table, ids)
+        y = MatMul(x, w)
+    }
+"""
+
+
 def decibel(wanted: np.ndarray, found: np.ndarray) -> float:
     noise = np.square(found.astype(np.float64) - wanted).mean()
     return float(10 * np.log10(np.square(wanted.astype(np.float64)).mean() / max(noise, 1e-30)))
@@ -329,6 +337,39 @@ def test_no_range_of_hexagon_is_below_its_least(networks) -> None:
 
 
 @pytest.fixture
+def text(build, tmp_path: Path) -> Callable[[str], Path]:
+    """``target -> path`` of a model with an embedding, as the stage quantises it."""
+    model = build(TEXT, {"table": normal(50, 32), "w": normal(32, 16)})
+    rows = [{"ids": RANDOM.integers(0, 50, size=(1, 6))} for _ in range(16)]
+    onnx.save(model, tmp_path / "float.onnx")
+    write_rows(tmp_path / "rows", rows)
+    calibrate(
+        CalibrateConfig(model=tmp_path / "float.onnx", samples=tmp_path / "rows"),
+        output=tmp_path / "statistics",
+    )
+
+    def made(target: str) -> Path:
+        config = QuantizeConfig(
+            model=tmp_path / "float.onnx",
+            quantization=StaticInt8(),
+            scheme=scheme_of(target),
+            samples=tmp_path / "rows",
+            statistics=tmp_path / "statistics",
+        )
+        return tmp_path / quantize(config, output=tmp_path).file
+
+    return made
+
+
+@every
+def test_embeddings_are_integers_where_the_runtime_looks_them_up(text, target: str) -> None:
+    """Else they stay float: parsers of other runtimes refuse a Gather of int8."""
+    graph = Graph(onnx.load(text(target)))
+    looked_up = [graph.constants[n.input[0]].dtype for n in graph.of("Gather")]
+    assert ("int8" in looked_up) == scheme_of(target).tables
+
+
+@pytest.fixture
 def save(quantized, tmp_path: Path) -> Callable[[str, str], Path]:
     """``(network, target) -> path`` of its file."""
 
@@ -352,8 +393,8 @@ def build_engine(path: Path) -> int:
     config.num_compute_capabilities = 1
     config.set_compute_capability(rtx.ComputeCapability.SM86, 0)
     profile = builder.create_optimization_profile()
-    shape = network.get_input(0).shape
-    profile.set_shape("x", *[(batch, *tuple(shape)[1:]) for batch in (1, 2, 4)])
+    read = network.get_input(0)
+    profile.set_shape(read.name, *[(batch, *tuple(read.shape)[1:]) for batch in (1, 2, 4)])
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     return 0 if engine is None else int(engine.nbytes)
@@ -364,6 +405,11 @@ def build_engine(path: Path) -> int:
 def test_tensorrt_rtx_builds_its_file(save, name: str, target: str) -> None:
     """Its own parser takes it and its builder makes an engine; no GPU is needed for that."""
     assert build_engine(save(name, target)) > 10_000
+
+
+def test_tensorrt_rtx_builds_a_file_with_embeddings(text) -> None:
+    """As the stage makes it, tables and all."""
+    assert build_engine(text("tensorrt")) > 1_000
 
 
 @pytest.mark.parametrize("target", ["cpu", "openvino"])

@@ -239,7 +239,7 @@ def _static(model: Any, config: QuantizeConfig, *, settings: StaticInt8, judge: 
             f"nothing can run in integers and keep {settings.min_sqnr_db:g} dB of the outputs",
             hint="Ask for less with --min-sqnr, or take --scheme blocks --bits 8.",
         )
-    if settings.tables:
+    if settings.tables and config.scheme.tables:
         # A table is only ever looked up: int8 rows cost nothing and are a quarter of the size.
         quantize_weights(spared.model, operators=frozenset({"Gather"}))
     return _Made(

@@ -33,6 +33,7 @@ class Int8Scheme:
         fuses_adds: Whether an Add runs inside the convolution whose output it reads, before that
             is rounded; then its other input alone is quantised.
         absorbs_clips: Whether a Clip or Relu that the grid does anyway goes out of the graph.
+        tables: Whether a Gather may pick rows of an embedding that is stored as int8.
         joins: Operators without weights that run in integers between others that do.
         smallest_range: Least range of an activation.
     """
@@ -50,6 +51,7 @@ class Int8Scheme:
     float_products: bool = True
     fuses_adds: bool = False
     absorbs_clips: bool = True
+    tables: bool = True
     joins: tuple[str, ...] = ORT_JOINS
     smallest_range: float = 0.0
 

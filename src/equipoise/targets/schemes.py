@@ -43,6 +43,7 @@ TENSORRT: Final = Int8Scheme(
     quantize_outputs=False,
     fuses_adds=True,
     absorbs_clips=False,
+    tables=False,
     joins=("Add",),
 )
 """NVIDIA, Working with Quantized Types: quantise the inputs of what has weights, not the outputs,
@@ -69,6 +70,7 @@ QNN_HTP: Final = Int8Scheme(
     " of convolutions and Gemm may have a scale per channel",
     per_tensor=("MatMul",),
     float_products=False,
+    tables=False,
     smallest_range=1e-4,
 )
 
@@ -81,6 +83,7 @@ QNN_HTP_16: Final = Int8Scheme(
     " in eight bits; products as for qnn-htp",
     per_tensor=("MatMul",),
     float_products=False,
+    tables=False,
     smallest_range=1e-4,
 )
 
@@ -93,4 +96,5 @@ VITIS_AI: Final = Int8Scheme(
     " is in the middle",
     symmetric=True,
     power_of_two=True,
+    tables=False,
 )
