@@ -232,7 +232,7 @@ class _Job:
                 model_sha256=fs.sha256_file(self._model),
                 data_sha256=data_sha256(samples),
                 method=method,
-                bits=8,
+                bits=16 if "16" in scheme.activation else 8,
                 symmetric=scheme.symmetric,
                 ranges=choose_ranges(statistics.tensors, method, symmetric=scheme.symmetric),
             )

@@ -28,13 +28,14 @@ from equipoise.pack import pack
 from equipoise.pipeline import Job, Pipeline
 from equipoise.recipe import Recipe
 from equipoise.report.write import write_report
+from equipoise.runtimes.registry import BUILDERS
 from equipoise.search.candidates import BASELINE, candidates
 from equipoise.search.choose import choose, pareto_front
 from equipoise.search.result import Candidate, Measurement, TuneResult, Verdict
 from equipoise.search.verdict import judge
 from equipoise.stages import Observer, StageRunner, default_cache, versions_of
 from equipoise.targets.machine import detect_machine
-from equipoise.targets.profiles import get_target
+from equipoise.targets.profiles import get_target, require_measurable
 
 _FREE_BYTES: Final = 64 << 20
 _VERSIONS: Final = (
@@ -107,6 +108,7 @@ def tune(config: TuneConfig, *, observer: Observer | None = None) -> TuneResult:
         OutputError: The output directory cannot be written.
     """
     pipeline = make_pipeline(config, observer=observer)
+    require_measurable(pipeline.job.target, machine=pipeline.job.machine, runtimes=BUILDERS.names())
     fs.check_writable(config.output, needed_bytes=_FREE_BYTES)
     check_replaceable(config.output / "bundle")
     result = _search(pipeline, config)

@@ -29,7 +29,6 @@ from equipoise.targets.profile import Int8Scheme
 
 MODEL_FILE: Final = "model.onnx"
 _PER_CHANNEL_OPSET: Final = 13
-_INT16_OPSET: Final = 21
 _JUDGED_SAMPLES: Final = 16
 _NOT_RUN: Final = (Score(sqnr_db=None, cosine=1.0), Score(sqnr_db=None, cosine=1.0))
 _KERNEL_DB: Final = 3.0
@@ -301,8 +300,8 @@ def quantize_dynamic(model: Any, *, scheme: DynamicInt8) -> Any:
 
 def _prepared(model: Any, config: QuantizeConfig) -> Any:
     """The model with named nodes, inferred shapes, and an opset that has the Q/DQ it needs."""
-    wide = isinstance(config.quantization, StaticInt8) and "16" in config.scheme.activation
-    model = raise_opset(model, _INT16_OPSET if wide else _PER_CHANNEL_OPSET)
+    static = isinstance(config.quantization, StaticInt8)
+    model = raise_opset(model, config.scheme.least_opset if static else _PER_CHANNEL_OPSET)
     _name_nodes(model)
     return extras.require("onnx").shape_inference.infer_shapes(model)
 
