@@ -10,6 +10,7 @@ weights stay on disk until somebody asks for them.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -257,6 +258,33 @@ def initializers(model: Any) -> dict[str, Any]:
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
+def copied(model: Any) -> Any:
+    """A copy of an ``onnx.ModelProto``."""
+    copy = extras.require("onnx").ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def name_nodes(model: Any) -> None:
+    """Give each node of the main graph a name of its own, in place: ``MatMul_17`` by its place."""
+    taken = {node.name for node in model.graph.node}
+    seen: set[str] = {""}
+    for index, node in enumerate(model.graph.node):
+        if node.name in seen:
+            numbers = itertools.count(index)
+            names = (f"{node.op_type}_{number}" for number in numbers)
+            node.name = next(name for name in names if name not in taken)
+            taken.add(node.name)
+        seen.add(node.name)
+
+
+def attribute(node: Any, name: str, default: Any) -> Any:
+    """Value of an attribute of a ``NodeProto``; ``default`` where it has none of that name."""
+    helper = extras.require("onnx").helper
+    found = [a for a in node.attribute if a.name == name]
+    return helper.get_attribute_value(found[0]) if found else default
+
+
 def consumers(model: Any) -> dict[str, list[Any]]:
     """Tensor name -> nodes of the main graph that read it."""
     readers: dict[str, list[Any]] = {}
@@ -280,8 +308,8 @@ def value_types(model: Any) -> dict[str, int]:
         getattr(light.graph, part).extend(getattr(model.graph, part))
     for tensor in model.graph.initializer:
         small = tensor.ByteSize() < _SHAPE_TENSOR_BYTES
-        copied = {"name": tensor.name, "data_type": tensor.data_type, "dims": tensor.dims}
-        light.graph.initializer.append(tensor if small else onnx.TensorProto(**copied))
+        kept = {"name": tensor.name, "data_type": tensor.data_type, "dims": tensor.dims}
+        light.graph.initializer.append(tensor if small else onnx.TensorProto(**kept))
     inferred = onnx.shape_inference.infer_shapes(light).graph
     values = [*inferred.input, *inferred.value_info, *inferred.output]
     return {value.name: value.type.tensor_type.elem_type for value in values}
@@ -330,3 +358,55 @@ def _ir_spec(value: Any) -> TensorSpec:
         for axis, dim in enumerate(value.shape or ())
     )
     return TensorSpec(name=value.name, dtype=str(value.dtype.numpy()), shape=shape)
+
+
+def remove_initializer(model: Any, name: str) -> None:
+    """Remove a constant, and the input of its name that IR versions up to 3 had."""
+    for part in (model.graph.initializer, model.graph.input):
+        for value in [value for value in part if value.name == name]:
+            part.remove(value)
+
+
+def raise_opset(model: Any, opset: int) -> Any:
+    """``model`` with at least this version of the standard operators.
+
+    The large weights stay out of the converter, which copies what it gets several times and stops
+    at 2 GiB.
+
+    Raises:
+        SourceError: The converter cannot take the model.
+    """
+    present = opset_of(model)
+    if present >= opset:
+        return model
+    onnx = extras.require("onnx")
+    light, weights = _without_weights(model)
+    try:
+        raised = onnx.version_converter.convert_version(light, opset)
+    except Exception as error:  # the converter raises bare C++ exceptions
+        raise SourceError(
+            f"the model has opset {present}; {opset} is needed, and converting it failed: {error}",
+            hint="Export the model again with a newer opset.",
+        ) from error
+    for tensor in weights:
+        remove_initializer(raised, tensor.name)
+    raised.graph.initializer.extend(weights)
+    return raised
+
+
+def _without_weights(model: Any) -> tuple[Any, list[Any]]:
+    """A copy with inputs in the place of the large constants, and those constants."""
+    onnx = extras.require("onnx")
+    weights = [t for t in model.graph.initializer if t.ByteSize() > _SHAPE_TENSOR_BYTES]
+    held = {tensor.name for tensor in weights}
+    light = copied(model)
+    small = [tensor for tensor in light.graph.initializer if tensor.name not in held]
+    del light.graph.initializer[:]
+    light.graph.initializer.extend(small)
+    declared = {value.name for value in light.graph.input}
+    light.graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in weights
+        if tensor.name not in declared
+    )
+    return light, weights

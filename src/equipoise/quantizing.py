@@ -53,7 +53,9 @@ class QuantizeRequest:
         task: Head of the model, where the form of the data leaves it open.
         labels: Class names in index order, for data whose labels are names.
         max_length: Most tokens per text.
-        ranges: Write the chosen ranges of all activations to this file.
+        save_ranges: Write the chosen ranges of all activations to this file.
+        ranges: Take the ranges of activations from such a file; it has to be of this model and
+            this data. What a remedy changes gets its range anew.
         threads: Threads per operator; all usable cores when None.
         cache: Directory of stage results; the user's cache when None.
         time_limit_s: Limit for one stage.
@@ -74,6 +76,7 @@ class QuantizeRequest:
     task: str = ""
     labels: tuple[str, ...] = ()
     max_length: int = 512
+    save_ranges: Path | None = None
     ranges: Path | None = None
     threads: int | None = None
     cache: Path | None = None
@@ -163,10 +166,11 @@ class _Job:
         config = EqualizeConfig(model=self._model)
         done = self._runner.run(EQUALIZE, config, label="equalise")
         self._model = done.files / done.record.file
-        count = len(done.record.streams)
-        skipped = len(done.record.skipped)
+        count = len(done.record.done.streams)
+        skipped = len(done.record.done.skipped)
         self._notes.append(
-            f"equalised the channels between layers in {count} places; {skipped} were not possible"
+            f"equalised the channels between layers in {count} places"
+            + (f"; in {skipped} others something else reads them" if skipped else "")
         )
 
     def _samples(self, folder: Path) -> tuple[Path, int]:
@@ -227,7 +231,7 @@ class _Job:
                     self._model, evaluation, statistics=statistics, settings=settings
                 ).sentence
             )
-        if request.ranges is not None:
+        if request.save_ranges is not None:
             chosen = ChosenRanges(
                 model_sha256=fs.sha256_file(self._model),
                 data_sha256=data_sha256(samples),
@@ -236,7 +240,7 @@ class _Job:
                 symmetric=scheme.symmetric,
                 ranges=choose_ranges(statistics.tensors, method, symmetric=scheme.symmetric),
             )
-            save_ranges(request.ranges, chosen)
+            save_ranges(request.save_ranges, chosen)
 
     def _quantize(self, samples: Path, statistics: Path | None) -> tuple[QuantizeRecord, Path]:
         config = QuantizeConfig(
@@ -245,6 +249,7 @@ class _Job:
             scheme=self._target.int8,
             samples=samples,
             statistics=statistics,
+            ranges=self._request.ranges,
             threads=self._threads,
         )
         found = self._runner.run(QUANTIZE, config, label="quantise")

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from equipoise.errors import DataError
-from equipoise.quantize.bias import (
-    BiasSettings,
-    MeanPatch,
-    correct_biases,
-    ends_of,
-    expected_shifts,
-    mean_outputs,
-    subtract_shifts,
-)
+from equipoise.quantize.bias import expected_shifts, subtract_shifts
 from equipoise.quantize.grids import activation_grid, weight_grid
 from equipoise.quantize.layers import find_layers, read_array
 from equipoise.quantize.observe import observing
@@ -100,33 +90,37 @@ def quantized(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def means(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
     layers = find_layers(proto)
-    patches = {layer.name: MeanPatch(layer) for layer in layers}
     with observing(proto, [layer.input for layer in layers]) as observe:
-        for row in rows():
-            seen = observe(row)
-            for layer in layers:
-                patches[layer.name].add(seen[layer.input])
-    return {name: patch.mean() for name, patch in patches.items()}
+        seen = [observe(row) for row in rows()]
+    return {
+        layer.name: np.concatenate([layer.patches(s[layer.input]) for s in seen], 1).mean(axis=1)
+        for layer in layers
+    }
+
+
+def ends(proto: onnx.ModelProto) -> dict[str, str]:
+    """Name of a layer -> name of the node that gives its output, bias included."""
+    producers = {name: n.name for n in proto.graph.node for name in n.output}
+    return {layer.name: producers[layer.result] for layer in find_layers(proto)}
+
+
+def mean_outputs(proto: onnx.ModelProto, of: dict[str, str]) -> dict[str, np.ndarray]:
+    """Mean of each output channel; tensors have other names in a quantised form, nodes have not."""
+    outputs = {n.name: n.output[0] for n in proto.graph.node}
+    names = {layer: outputs[name] for layer, name in of.items()}
+    with observing(proto, names.values()) as observe:
+        seen = [observe(row) for row in rows()]
+    joined = {layer: np.concatenate([s[name] for s in seen]) for layer, name in names.items()}
+    return {
+        layer: array.mean(axis=tuple(axis for axis in range(array.ndim) if axis != 1))
+        for layer, array in joined.items()
+    }
 
 
 def shifts(float_model: onnx.ModelProto, other: onnx.ModelProto) -> dict[str, np.ndarray]:
-    ends, chosen = ends_of(float_model, find_layers(float_model)), BiasSettings(samples=100)
-    wanted = mean_outputs(float_model, ends, rows=rows(), settings=chosen)
-    found = mean_outputs(other, ends, rows=rows(), settings=chosen)
+    of = ends(float_model)
+    wanted, found = mean_outputs(float_model, of), mean_outputs(other, of)
     return {name: found[name] - wanted[name] for name in wanted}
-
-
-def test_mean_outputs_are_those_of_numpy() -> None:
-    """Per channel, over positions and samples, with the bias of an Add."""
-    proto = model()
-    with observing(proto, ["c2", "a4"]) as observe:
-        seen = [observe(row) for row in rows()]
-    ends = ends_of(proto, find_layers(proto))
-    found = mean_outputs(proto, ends, rows=rows(), settings=BiasSettings(samples=100))
-    convolved = np.concatenate([s["c2"] for s in seen]).mean(axis=(0, 2, 3))
-    np.testing.assert_allclose(found["grouped"], convolved, rtol=1e-4, atol=1e-5)
-    products = np.concatenate([s["a4"] for s in seen]).mean(axis=0)
-    np.testing.assert_allclose(found["matmul"], products, rtol=1e-4, atol=1e-5)
 
 
 def test_the_expected_shift_is_the_one_that_is_seen() -> None:
@@ -150,15 +144,15 @@ def test_subtracting_makes_biases_where_there_were_none() -> None:
     """A Conv and a Gemm get one; a MatMul without an Add is named with the reason."""
     proto = model()
     layers = find_layers(proto)
-    ends = ends_of(proto, layers)
-    before = mean_outputs(proto, ends, rows=rows(), settings=BiasSettings())
+    of = ends(proto)
+    before = mean_outputs(proto, of)
     wanted = {layer.name: np.arange(layer.channels) / 10 for layer in layers[:3]}
     told = subtract_shifts(proto, {**wanted, "last": np.ones(4)})
     assert told.corrected == ("conv", "grouped", "gemm")
     assert [(u.name, u.reason) for u in told.uncorrected] == [
         ("last", "no Add of a constant follows it")
     ]
-    after = mean_outputs(proto, ends, rows=rows(), settings=BiasSettings())
+    after = mean_outputs(proto, of)
     np.testing.assert_allclose(after["conv"], before["conv"] - wanted["conv"], atol=1e-4)
     assert len(proto.graph.node[2].input) == 3
     onnx.checker.check_model(proto)
@@ -198,53 +192,3 @@ def test_what_is_expected_takes_most_of_the_shift_off() -> None:
     left = shifts(proto, quantized(corrected))
     for name in ("conv", "grouped", "gemm"):
         assert np.abs(left[name]).mean() < 0.5 * np.abs(plain[name]).mean()
-
-
-@pytest.mark.parametrize("passes", [3, 9])
-def test_what_is_observed_takes_the_whole_shift_off(passes: int) -> None:
-    """Layer by layer down to nothing, with as few passes as are asked for."""
-    proto = model()
-    plain = shifts(proto, quantized(proto))
-    corrected = onnx.ModelProto()
-    corrected.CopyFrom(proto)
-    told = correct_biases(
-        corrected,
-        proto,
-        quantized_form=quantized,
-        rows=rows(),
-        settings=BiasSettings(passes=passes, samples=100),
-    )
-    assert told.corrected == (
-        ("conv", "gemm") if passes == 3 else ("conv", "grouped", "gemm", "matmul")
-    )
-    assert [layer.name for layer in told.uncorrected] == ["last"]
-    left = shifts(proto, quantized(corrected))
-    for name in told.corrected:
-        assert np.abs(left[name]).max() < 0.02 * np.abs(plain[name]).max() + 1e-3
-
-
-def test_few_samples_are_spread_over_the_rows() -> None:
-    """Not the first ones: data is often sorted."""
-    proto, given, chosen = model(), rows(10), BiasSettings(samples=5)
-    ends = ends_of(proto, find_layers(proto))
-    seen = mean_outputs(proto, ends, rows=given, settings=chosen)
-    every_other = mean_outputs(proto, ends, rows=given[::2], settings=chosen)
-    for name, mean in seen.items():
-        np.testing.assert_array_equal(mean, every_other[name])
-
-
-def test_mean_patches_of_a_share_of_positions() -> None:
-    """An even share of the positions of each sample stands for all of them."""
-    layer = find_layers(model())[0]
-    whole, share = MeanPatch(layer), MeanPatch(layer, positions=9)
-    for row in rows(40):
-        whole.add(row["x"])
-        share.add(row["x"])
-    assert share.mean().shape == (1, 27)
-    np.testing.assert_allclose(share.mean(), whole.mean(), atol=0.3)
-
-
-def test_a_mean_of_nothing_is_refused() -> None:
-    """The layer is named."""
-    with pytest.raises(DataError, match="no sample of what 'conv' reads"):
-        MeanPatch(find_layers(model())[0]).mean()

@@ -11,9 +11,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from equipoise.errors import NonFiniteError, RecipeError
 from equipoise.quantize import blockwise
 from equipoise.quantize.blockwise import (
+    BlockGrid,
     Blocks,
     Gptq,
-    Grid,
     HalfQuadratic,
     Nearest,
     gptq,
@@ -22,7 +22,7 @@ from equipoise.quantize.blockwise import (
 )
 
 GRIDS = st.builds(
-    Grid,
+    BlockGrid,
     bits=st.sampled_from([4, 8]),
     block_size=st.sampled_from([0, 16, 32, 64]),
     symmetric=st.booleans(),
@@ -50,7 +50,7 @@ def squared(weight: np.ndarray, blocks: Blocks) -> float:
 
 @settings(deadline=None, max_examples=100)
 @given(WEIGHTS, GRIDS)
-def test_rounding_is_within_half_a_step_of_its_block(weight: np.ndarray, grid: Grid) -> None:
+def test_rounding_is_within_half_a_step_of_its_block(weight: np.ndarray, grid: BlockGrid) -> None:
     """For any weight, width and grid; zero stays zero, and codes stay on the grid."""
     blocks = round_to_nearest(weight, grid, settings=WHOLE_RANGE)
     assert blocks.codes.shape == weight.shape
@@ -65,7 +65,7 @@ def test_rounding_is_within_half_a_step_of_its_block(weight: np.ndarray, grid: G
 
 @settings(deadline=None, max_examples=60)
 @given(WEIGHTS, GRIDS)
-def test_searching_a_range_never_costs_squared_error(weight: np.ndarray, grid: Grid) -> None:
+def test_searching_a_range_never_costs_squared_error(weight: np.ndarray, grid: BlockGrid) -> None:
     """The whole range is among those that are tried."""
     searched = squared(weight, round_to_nearest(weight, grid, settings=Nearest(clip_steps=8)))
     whole = squared(weight, round_to_nearest(weight, grid, settings=WHOLE_RANGE))
@@ -74,7 +74,9 @@ def test_searching_a_range_never_costs_squared_error(weight: np.ndarray, grid: G
 
 @settings(deadline=None, max_examples=60)
 @given(WEIGHTS, GRIDS)
-def test_half_quadratic_never_costs_error_in_its_own_norm(weight: np.ndarray, grid: Grid) -> None:
+def test_half_quadratic_never_costs_error_in_its_own_norm(
+    weight: np.ndarray, grid: BlockGrid
+) -> None:
     """The best iterate is kept, and the first one is rounding to nearest."""
     chosen = HalfQuadratic(iterations=5)
 
@@ -88,7 +90,7 @@ def test_half_quadratic_never_costs_error_in_its_own_norm(weight: np.ndarray, gr
 @settings(deadline=None, max_examples=25)
 @given(WEIGHTS, GRIDS, st.booleans())
 def test_gptq_without_correlation_is_rounding(
-    weight: np.ndarray, grid: Grid, activation_order
+    weight: np.ndarray, grid: BlockGrid, activation_order
 ) -> None:
     """With a Hessian that is a multiple of the identity no error can be made up for."""
     chosen = Gptq(activation_order=activation_order, columns=7, clip_steps=1)
@@ -102,9 +104,9 @@ def test_gptq_without_correlation_is_rounding(
 def test_portions_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """A table is quantised some rows at a time."""
     weight = heavy_tailed(37, 80)
-    whole = half_quadratic(weight, Grid())
+    whole = half_quadratic(weight, BlockGrid())
     monkeypatch.setattr(blockwise, "_PORTION", 200)
-    parts = half_quadratic(weight, Grid())
+    parts = half_quadratic(weight, BlockGrid())
     np.testing.assert_array_equal(whole.codes, parts.codes)
     np.testing.assert_array_equal(whole.scales, parts.scales)
 
@@ -120,7 +122,7 @@ def test_gptq_keeps_outputs_on_new_activations(bits, symmetric) -> None:
         return rng.normal(size=(count, 12)) @ mixing + 0.1 * rng.normal(size=(count, 96))
 
     weight = heavy_tailed(40, 96)
-    grid = Grid(bits=bits, symmetric=symmetric)
+    grid = BlockGrid(bits=bits, symmetric=symmetric)
     known, fresh = activations(800), activations(400)
 
     def error(blocks: Blocks) -> float:
@@ -137,7 +139,7 @@ def test_gptq_keeps_outputs_on_new_activations(bits, symmetric) -> None:
 def test_clipping_and_half_quadratic_serve_heavy_tails() -> None:
     """In wide blocks a few large weights take the steps of all the others."""
     weight = heavy_tailed(64, 512)
-    grid = Grid(block_size=256, symmetric=True)
+    grid = BlockGrid(block_size=256, symmetric=True)
     whole = round_to_nearest(weight, grid, settings=WHOLE_RANGE)
     assert squared(weight, round_to_nearest(weight, grid)) < 0.8 * squared(weight, whole)
     median = [
@@ -154,13 +156,13 @@ def test_gptq_survives_dead_and_duplicate_inputs() -> None:
     x[:, 5] = 0
     x[:, 7] = x[:, 8]
     weight = heavy_tailed(16, 32)
-    found = gptq(weight, x.T @ x, grid=Grid(block_size=16), settings=Gptq(damping=0.0))
+    found = gptq(weight, x.T @ x, grid=BlockGrid(block_size=16), settings=Gptq(damping=0.0))
     assert np.isfinite(found.weight()).all()
     steps = steps_of(found)[:, 5]
     clipped = np.isin(found.codes[:, 5], [0, 15])
     assert (np.abs(found.weight() - weight)[:, 5] <= steps * 0.501)[~clipped].all()
-    silent = gptq(weight, np.zeros((32, 32)), grid=Grid())
-    assert squared(weight, silent) < squared(weight, round_to_nearest(weight, Grid())) * 1.5
+    silent = gptq(weight, np.zeros((32, 32)), grid=BlockGrid())
+    assert squared(weight, silent) < squared(weight, round_to_nearest(weight, BlockGrid())) * 1.5
 
 
 def test_what_cannot_be_quantised_is_refused() -> None:
@@ -169,10 +171,10 @@ def test_what_cannot_be_quantised_is_refused() -> None:
     weight[2, 3] = np.nan
     for quantise in (round_to_nearest, half_quadratic):
         with pytest.raises(NonFiniteError, match="1 values"):
-            quantise(weight, Grid())
+            quantise(weight, BlockGrid())
     with pytest.raises(NonFiniteError, match="activations"):
-        gptq(heavy_tailed(4, 32), np.full((32, 32), np.inf), grid=Grid())
+        gptq(heavy_tailed(4, 32), np.full((32, 32), np.inf), grid=BlockGrid())
     with pytest.raises(RecipeError, match="allowed: 4, 8"):
-        Grid(bits=3)
+        BlockGrid(bits=3)
     with pytest.raises(RecipeError, match="block size 48"):
-        Grid(block_size=48)
+        BlockGrid(block_size=48)

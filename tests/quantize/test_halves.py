@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from equipoise import record
 from equipoise.errors import DataError, IncompatibleError, ParityError
 from equipoise.quantize import halves
-from equipoise.quantize.blockwise import Grid
+from equipoise.quantize.blockwise import BlockGrid
 from equipoise.quantize.half_evidence import Fidelity, half_type
 from equipoise.quantize.halves import Halves, convert_to_half
 from equipoise.quantize.weight_only import WeightOnly, quantize_blocks
@@ -389,7 +389,7 @@ def test_operators_of_onnxruntime_become_half() -> None:
     converted, told = convert_to_half(proto, rows=[feeds])
     assert told.half_nodes == 6
     assert sqnr(run(proto, feeds)[0], run(converted, feeds)[0]) > 55
-    scheme = WeightOnly(grid=Grid(bits=8), tables="blocks")
+    scheme = WeightOnly(grid=BlockGrid(bits=8), tables="blocks")
     blocks, _ = quantize_blocks(proto, scheme)
     converted, told = convert_to_half(blocks, rows=[feeds])
     assert told.half_nodes == 6

@@ -12,16 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from equipoise import record
+from equipoise import onnxio, record
 from equipoise.errors import DataError, NonFiniteError, RecipeError, SourceError
-from equipoise.quantize.blockwise import Gptq, Grid, HalfQuadratic, Nearest
+from equipoise.quantize.blockwise import BlockGrid, Gptq, HalfQuadratic, Nearest
 from equipoise.quantize.layers import find_layers, read_array, write_array
 from equipoise.quantize.weight_only import (
     WeightOnly,
     _packed,
     choose_blocks,
     quantize_blocks,
-    raise_opset,
 )
 
 node, info = helper.make_node, helper.make_tensor_value_info
@@ -94,7 +93,7 @@ def restored(scheme: WeightOnly, proto: onnx.ModelProto, rows=()) -> onnx.ModelP
 @pytest.mark.parametrize("bits", [4, 8])
 def test_every_form_agrees_with_numpy(bits, block_size, symmetric, form) -> None:
     """At both ends of the runtime's optimisation; inputs of 100, 96 and 41 leave ragged blocks."""
-    grid = Grid(bits=bits, block_size=block_size, symmetric=symmetric)
+    grid = BlockGrid(bits=bits, block_size=block_size, symmetric=symmetric)
     scheme = WeightOnly(grid=grid, form=form, tables="float")
     made, told = quantize_blocks(model(arrays=(arrays := weights())), scheme)
     assert [weight.name for weight in told.weights] == ["first", "second", "tail"]
@@ -113,7 +112,7 @@ def test_every_form_agrees_with_numpy(bits, block_size, symmetric, form) -> None
 @pytest.mark.parametrize("bits", [4, 8])
 def test_tables_in_blocks_agree_with_numpy(bits, symmetric, block_size) -> None:
     """GatherBlockQuantized, negative ids included."""
-    grid = Grid(bits=bits, block_size=block_size, symmetric=symmetric)
+    grid = BlockGrid(bits=bits, block_size=block_size, symmetric=symmetric)
     scheme = WeightOnly(grid=grid, tables="blocks")
     made, told = quantize_blocks(model(arrays=(arrays := weights())), scheme)
     assert told.weights[-1].name == "table"
@@ -129,7 +128,7 @@ def test_tables_in_blocks_agree_with_numpy(bits, symmetric, block_size) -> None:
 
 def test_tables_as_rows_and_accuracy_levels() -> None:
     """int8 rows by default; level 4 rounds activations and says so in the file."""
-    made, told = quantize_blocks(model(), WeightOnly(grid=Grid(bits=8), accuracy_level=4))
+    made, told = quantize_blocks(model(), WeightOnly(grid=BlockGrid(bits=8), accuracy_level=4))
     assert told.int8_tables == 1
     wanted = run(made, FEEDS)
     levels = [a.i for n in made.graph.node for a in n.attribute if a.name == "accuracy_level"]
@@ -229,7 +228,7 @@ def test_weights_that_others_need_stay() -> None:
     feeds = [{"x": RNG.normal(size=(5, 64)).astype(np.float32), "c": np.ones((), bool)}]
     wanted = run(proto, feeds)
     made, told = quantize_blocks(
-        proto, WeightOnly(grid=Grid(bits=8)), float_nodes=frozenset({"asked_product"})
+        proto, WeightOnly(grid=BlockGrid(bits=8)), float_nodes=frozenset({"asked_product"})
     )
     assert [weight.name for weight in told.weights] == ["free"]
     reasons = {kept.name: kept.reason for kept in told.kept}
@@ -253,14 +252,14 @@ def test_opset_is_raised_for_standard_blocks_and_only_then() -> None:
     proto = model(opset=13)
     proto.graph.node.append(node("NoSuchOperator", ["y"], ["z"]))
     with pytest.raises(SourceError, match="opset 13; 21 is needed"):
-        raise_opset(proto, 21)
+        onnxio.raise_opset(proto, 21)
 
 
 def test_raising_the_opset_keeps_large_weights_byte_for_byte() -> None:
     """They go around the converter."""
     arrays = weights()
     proto = model(opset=13, arrays=arrays)
-    raised = raise_opset(proto, 21)
+    raised = onnxio.raise_opset(proto, 21)
     for name, array in arrays.items():
         np.testing.assert_array_equal(read_array(raised, name), array)
     assert [value.name for value in raised.graph.input] == ["ids"]
@@ -289,7 +288,7 @@ def test_bad_input_is_named() -> None:
 
 def test_scheme_and_record_survive_json(tmp_path: Path) -> None:
     """They go into recipes and results."""
-    scheme = WeightOnly(algorithm=Gptq(damping=0.2), grid=Grid(bits=8, symmetric=True))
+    scheme = WeightOnly(algorithm=Gptq(damping=0.2), grid=BlockGrid(bits=8, symmetric=True))
     assert record.loads(WeightOnly, record.dumps(scheme), where="here") == scheme
     _, told = quantize_blocks(model(), scheme, rows=FEEDS)
     assert record.loads(type(told), record.dumps(told), where="here") == told

@@ -136,6 +136,10 @@ def command(
         Path | None,
         typer.Option(help="Write the chosen ranges as JSON.", rich_help_panel=_STATIC),
     ] = None,
+    load_ranges: Annotated[
+        Path | None,
+        typer.Option(help="Take ranges that --save-ranges wrote.", rich_help_panel=_STATIC),
+    ] = None,
     rounding: Annotated[
         Rounding | None,
         typer.Option(help="nearest or gptq; for blocks also hqq. By default what pays."),
@@ -198,7 +202,8 @@ def command(
         preprocessing=preprocessing,
         task=task,
         labels=options.names(labels),
-        ranges=save_ranges,
+        save_ranges=save_ranges,
+        ranges=load_ranges,
         threads=threads,
         cache=cache_dir,
         time_limit_s=time_limit,
@@ -271,7 +276,7 @@ def _other(scheme: Scheme, *, target: str, blocks: Callable[[], WeightOnly]) -> 
 
 def _blocks(rounding: Rounding | None, *, bits: int, block_size: int, qdq: bool) -> WeightOnly:
     from equipoise.errors import UsageError
-    from equipoise.quantize.blockwise import Gptq, Grid, HalfQuadratic, Nearest
+    from equipoise.quantize.blockwise import BlockGrid, Gptq, HalfQuadratic, Nearest
     from equipoise.quantize.weight_only import WeightOnly
 
     if bits not in {4, 8}:
@@ -282,7 +287,7 @@ def _blocks(rounding: Rounding | None, *, bits: int, block_size: int, qdq: bool)
         Rounding.HQQ: HalfQuadratic(),
     }
     return WeightOnly(
-        grid=Grid(bits=cast("Literal[4, 8]", bits), block_size=block_size, symmetric=qdq),
+        grid=BlockGrid(bits=cast("Literal[4, 8]", bits), block_size=block_size, symmetric=qdq),
         algorithm=algorithms[rounding or Rounding.NEAREST],
         form="qdq" if qdq else "matmulnbits",
         tables="float" if qdq else "int8",
@@ -299,6 +304,7 @@ def _print(result: QuantizeResult, output: Path) -> None:
         f"wrote    {output} ({size(result.size_bytes)}, float"
         f" {size(result.float_bytes)}, {result.wall_s:.0f} s)",
         f"added    {added}",
-        f"keeps    {kept} of the outputs' signal on calibration samples",
+        f"keeps    {kept} of the outputs' signal on calibration samples"
+        f"{' (simulated)' if made.simulated else ''}",
         *(f"note     {note}" for note in result.notes),
     )

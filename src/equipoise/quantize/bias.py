@@ -3,44 +3,22 @@
 Rounding errors of the weights of one channel do not cancel: on inputs whose mean is not zero, as
 after a Relu, they shift its output (Nagel et al., arXiv 1906.04721, section 4.2). The shift is one
 number per channel, and the bias takes it back for nothing. It follows from the mean input of the
-layer (:func:`expected_shifts`), or is observed on the quantised model (:func:`correct_biases`) with
-all that came of rounding the layers before it.
+layer.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from equipoise import onnxio
-from equipoise.data.store import Rows
-from equipoise.errors import DataError
 from equipoise.quantize.layers import Layer, find_layers, read_array, write_array
-from equipoise.quantize.observe import Feeds, observing
 from equipoise.quantize.qdq import IntegerWeight
 from equipoise.quantize.weights import read_in_subgraphs
 from equipoise.spec import Array
-
-
-@dataclass(frozen=True, kw_only=True)
-class BiasSettings:
-    """How the shifts are observed.
-
-    Attributes:
-        samples: Most samples that count.
-        passes: Most passes over the samples. Each corrects the layers that read one activation,
-            behind all that is corrected already: correcting a layer together with those before it
-            would take off twice what comes from them. The last layers are always among them.
-        threads: Threads per operator.
-    """
-
-    samples: int = 32
-    passes: int = 8
-    threads: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,36 +42,6 @@ class BiasCorrection:
     uncorrected: tuple[UncorrectedLayer, ...]
 
 
-class MeanPatch:
-    """The mean of what a layer reads, over positions and samples.
-
-    Args:
-        layer: Whose patches.
-        positions: Most positions of one sample, spread evenly; all when None.
-    """
-
-    def __init__(self, layer: Layer, *, positions: int | None = None) -> None:
-        self._layer, self._most = layer, positions
-        self._sum: Array = np.zeros(())
-        self._positions = 0
-
-    def add(self, activation: Array) -> None:
-        """Add one sample: an input of the layer."""
-        patches = self._layer.patches(activation, most=self._most)
-        self._sum = self._sum + patches.sum(axis=1, dtype=np.float64)
-        self._positions += patches.shape[1]
-
-    def mean(self) -> Array:
-        """float64 ``[groups, inputs]``.
-
-        Raises:
-            DataError: Nothing was added.
-        """
-        if not self._positions:
-            raise DataError(f"no sample of what {self._layer.name!r} reads; at least one is needed")
-        return self._sum / self._positions
-
-
 def expected_shifts(
     model: Any, means: Mapping[str, Array], *, weights: Mapping[str, IntegerWeight]
 ) -> dict[str, Array]:
@@ -101,7 +49,7 @@ def expected_shifts(
 
     Args:
         model: Float ``onnx.ModelProto``.
-        means: Layer name -> ``[groups, inputs]``, from :class:`MeanPatch`.
+        means: Layer name -> ``[groups, inputs]``, the mean of what it reads.
         weights: Initializer -> what it becomes.
 
     Returns:
@@ -195,85 +143,3 @@ def _subtract(model: Any, layer: Layer, shift: Array) -> None:
     name = own_bias(model, layer)
     values = read_array(model, name).astype(np.float64) - shift
     write_array(model, name, values.astype(np.float32))
-
-
-def correct_biases(
-    model: Any,
-    reference: Any,
-    *,
-    quantized_form: Callable[[Any], Any],
-    rows: Rows | Sequence[Feeds],
-    settings: BiasSettings,
-) -> BiasCorrection:
-    """Make the mean output of layers what it was before quantisation, in place.
-
-    A pass per activation that layers read, in the order of the graph, evenly spread over it when
-    there are more than ``settings.passes``.
-
-    Args:
-        model: Float ``onnx.ModelProto`` with named nodes, before Q/DQ; its biases may be corrected
-            already, for what is expected.
-        reference: The float model with the biases that it was trained to.
-        quantized_form: Gives the quantised form of a float model, which it leaves as it is. Layers
-            keep the names of their nodes.
-        rows: Calibration samples.
-        settings: How the shifts are observed.
-    """
-    pieces = _pieces(find_layers(model), settings.passes)
-    ends = ends_of(model, [layer for piece in pieces for layer in piece])
-    wanted = mean_outputs(reference, ends, rows=rows, settings=settings)
-    done = []
-    for piece in pieces:
-        observed = ends_of(model, piece)
-        found = mean_outputs(quantized_form(model), observed, rows=rows, settings=settings)
-        shifts = {name: mean - wanted[name] for name, mean in found.items()}
-        done.append(subtract_shifts(model, shifts))
-    return BiasCorrection(
-        corrected=tuple(name for part in done for name in part.corrected),
-        uncorrected=tuple(layer for part in done for layer in part.uncorrected),
-    )
-
-
-def _pieces(layers: Sequence[Layer], most: int) -> list[tuple[Layer, ...]]:
-    """Neighbours that read one activation, evenly chosen from the end."""
-    pieces = [tuple(group) for _, group in itertools.groupby(layers, key=lambda layer: layer.input)]
-    count = min(most, len(pieces))
-    return [pieces[len(pieces) * (i + 1) // count - 1] for i in range(count)]
-
-
-def ends_of(model: Any, layers: Iterable[Layer]) -> dict[str, Layer]:
-    """Name of the node that gives the output of a layer, bias included -> that layer."""
-    return {_bias_reader(model, layer).name: layer for layer in layers}
-
-
-def mean_outputs(
-    model: Any,
-    ends: Mapping[str, Layer],
-    *,
-    rows: Rows | Sequence[Feeds],
-    settings: BiasSettings,
-) -> dict[str, Array]:
-    """Mean of each output channel over all positions of the samples, bias included.
-
-    Args:
-        model: Float or quantised ``onnx.ModelProto``.
-        ends: Node -> the layer whose output it gives, from :func:`ends_of` the float model. Tensors
-            may have other names in ``model``, as absorbing a Clip renames them.
-        rows: Samples; an even share of them is run.
-        settings: How many, and threads.
-
-    Returns:
-        Layer name -> float64 ``[channels]``, for the layers that ``model`` has.
-    """
-    outputs = {node.name: node.output[0] for node in model.graph.node if node.name in ends}
-    sums = {ends[name].name: np.zeros(ends[name].channels) for name in outputs}
-    counts = dict.fromkeys(sums, 0)
-    step = max(1, -(-len(rows) // settings.samples))
-    with observing(model, outputs.values(), threads=settings.threads) as observe:
-        for index in range(0, len(rows), step):
-            values = observe(rows[index])
-            for name, layer in ((name, ends[name]) for name in outputs):
-                flat = layer.flat_output(values[outputs[name]])
-                sums[layer.name] += flat.sum(axis=0, dtype=np.float64)
-                counts[layer.name] += len(flat)
-    return {name: total / max(counts[name], 1) for name, total in sums.items()}

@@ -30,7 +30,7 @@ _PORTION: Final = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class BlockGrid:
     """The codes that a block may use.
 
     Attributes:
@@ -83,7 +83,7 @@ class Blocks:
     scales: Array
     zeros: Array
     width: int
-    grid: Grid
+    grid: BlockGrid
 
     def weight(self) -> Array:
         """The float32 ``[outputs, inputs]`` that a runtime restores."""
@@ -152,7 +152,7 @@ class Gptq:
 Algorithm = Nearest | HalfQuadratic | Gptq
 
 
-def round_to_nearest(weight: Array, grid: Grid, *, settings: Nearest | None = None) -> Blocks:
+def round_to_nearest(weight: Array, grid: BlockGrid, *, settings: Nearest | None = None) -> Blocks:
     """Round each weight to the nearest code of its block.
 
     Args:
@@ -167,7 +167,9 @@ def round_to_nearest(weight: Array, grid: Grid, *, settings: Nearest | None = No
     return _by_portions(weight, grid, choose=lambda blocks: _fit(blocks, grid, steps=steps))
 
 
-def half_quadratic(weight: Array, grid: Grid, *, settings: HalfQuadratic | None = None) -> Blocks:
+def half_quadratic(
+    weight: Array, grid: BlockGrid, *, settings: HalfQuadratic | None = None
+) -> Blocks:
     """Quantise by half-quadratic splitting of ``|weight - restored| ** p``.
 
     Alternates a shrinkage of the errors with a closed form for the grid (Badri and Shaji,
@@ -187,7 +189,7 @@ def half_quadratic(weight: Array, grid: Grid, *, settings: HalfQuadratic | None 
     return _by_portions(weight, grid, choose=lambda blocks: _split(blocks, grid, settings=chosen))
 
 
-def gptq(weight: Array, hessian: Array, *, grid: Grid, settings: Gptq | None = None) -> Blocks:
+def gptq(weight: Array, hessian: Array, *, grid: BlockGrid, settings: Gptq | None = None) -> Blocks:
     """Quantise so that the outputs, not the weights, stay close.
 
     Rounds one input after the other; what the rounding changes in the outputs is taken back by the
@@ -232,7 +234,7 @@ def _require_finite(array: Array, what: str) -> None:
 
 
 def _by_portions(
-    weight: Array, grid: Grid, *, choose: Callable[[Array], tuple[Array, Array]]
+    weight: Array, grid: BlockGrid, *, choose: Callable[[Array], tuple[Array, Array]]
 ) -> Blocks:
     """Choose scales and zero points portion by portion of the rows, then round to nearest."""
     _require_finite(weight, "a weight")
@@ -252,11 +254,11 @@ def _by_portions(
     return Blocks(codes=codes, scales=scales, zeros=zeros, width=width, grid=grid)
 
 
-def _width(inputs: int, grid: Grid) -> int:
+def _width(inputs: int, grid: BlockGrid) -> int:
     return grid.block_size or inputs
 
 
-def _cut(weight: Array, grid: Grid) -> Array:
+def _cut(weight: Array, grid: BlockGrid) -> Array:
     """float32 ``[outputs, blocks, width]``, the last block filled up with zeros."""
     outputs, inputs = weight.shape
     width = _width(inputs, grid)
@@ -283,7 +285,7 @@ def _extremes(blocks: Array) -> tuple[Array, Array]:
     return np.minimum(blocks.min(axis=-1), 0), np.maximum(blocks.max(axis=-1), 0)
 
 
-def _range_grid(low: Array, high: Array, grid: Grid) -> tuple[Array, Array]:
+def _range_grid(low: Array, high: Array, grid: BlockGrid) -> tuple[Array, Array]:
     """Scale and zero point that just hold ``[low, high]``."""
     if grid.symmetric:
         zeros = np.full(low.shape, grid.middle, dtype=np.uint8)
@@ -298,7 +300,7 @@ def _positive(scales: Array) -> Array:
 
 
 def _fit(
-    blocks: Array, grid: Grid, *, steps: int, importance: Array | None = None
+    blocks: Array, grid: BlockGrid, *, steps: int, importance: Array | None = None
 ) -> tuple[Array, Array]:
     """Scales and zero points of the range, among ``steps`` of them, with the least error.
 
@@ -333,7 +335,7 @@ def _keep_better(
         kept[better] = new[better]
 
 
-def _split(blocks: Array, grid: Grid, *, settings: HalfQuadratic) -> tuple[Array, Array]:
+def _split(blocks: Array, grid: BlockGrid, *, settings: HalfQuadratic) -> tuple[Array, Array]:
     """The half-quadratic iteration: codes, shrunken errors, then the grid that fits the rest."""
     scales, zeros = _range_grid(*_extremes(blocks), grid)
     least = np.full(scales.shape, np.inf, dtype=np.float32)
@@ -351,7 +353,7 @@ def _split(blocks: Array, grid: Grid, *, settings: HalfQuadratic) -> tuple[Array
 
 
 def _least_squares_grid(
-    codes: Array, target: Array, present: tuple[Array, Array], grid: Grid
+    codes: Array, target: Array, present: tuple[Array, Array], grid: BlockGrid
 ) -> tuple[Array, Array]:
     """Scale and zero point with the least squared error between ``target`` and fixed codes.
 

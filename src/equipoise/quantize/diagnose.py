@@ -15,11 +15,12 @@ from equipoise.data.metrics import Metric, get_metric
 from equipoise.data.store import Rows
 from equipoise.errors import DataError, SourceError, UsageError
 from equipoise.parity.compare import Comparison, OutputParity
-from equipoise.quantize.noise import MASK, TensorNoise, by_node, tensor_noise
+from equipoise.quantize.noise import TensorNoise, by_node, tensor_noise
 from equipoise.quantize.observe import observing
 from equipoise.quantize.pairs import only, quantized_nodes, with_originals
 from equipoise.quantize.rewritten import NodeTime, RewrittenGraph, node_times, rewritten_graph
 from equipoise.quantize.saturation import LayerSaturation, saturation, simulating
+from equipoise.quantize.statistics import MASK_MAGNITUDE
 from equipoise.quantize.sweeps import (
     Damage,
     Judge,
@@ -160,7 +161,9 @@ def diagnose(config: DiagnoseConfig) -> Diagnosis:
         ParityError: The second model has other outputs than the first.
     """
     _check(config)
-    original, quantized = (named(onnxio.load_model(p)) for p in (config.model, config.quantized))
+    original, quantized = (onnxio.load_model(p) for p in (config.model, config.quantized))
+    for model in (original, quantized):
+        onnxio.name_nodes(model)
     form = _check_forms(config, original, quantized)
     judge = _judge(config, original)
     whole = with_originals(quantized, original)
@@ -197,13 +200,6 @@ def _check(config: DiagnoseConfig) -> None:
         raise UsageError(f"the budget must be more than 0 seconds, not {config.budget_s:g}")
     if config.metric and config.labels is None:
         raise UsageError(f"the metric {config.metric!r} needs labels")
-
-
-def named(model: Any) -> Any:
-    """``model``, changed so that every node has a name."""
-    for index, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
-    return model
 
 
 def form_of(model: Any) -> Form:
@@ -326,7 +322,7 @@ def _notes(
 ) -> Iterable[str]:
     if form != "qdq":
         yield f"the model {_FORM_WORDS[form]}: no node can be taken out of it alone"
-    masks = [t.name for t in tensors if max(abs(t.low), abs(t.high)) >= MASK]
+    masks = [t.name for t in tensors if max(abs(t.low), abs(t.high)) >= MASK_MAGNITUDE]
     if masks:
         yield f"{len(masks)} tensors hold a mask constant, which is no activation: {masks[0]}, ..."
     if graph.fallbacks:

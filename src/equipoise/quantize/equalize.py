@@ -6,9 +6,6 @@ second (Nagel et al., Data-Free Quantization Through Weight Equalization and Bia
 arXiv 1906.04721, section 4.1). All tensors that such operators, residual sums included, tie to each
 other form a *stream*: one factor per channel, divided out by every layer that writes into it and
 multiplied in by every layer that reads from it. A stream of two layers is the pair of the paper.
-
-A Clip lets no factor through, but, where asked, on channels on which it does not act: those that
-stay within its bounds on the calibration data, before and after.
 """
 
 from __future__ import annotations
@@ -16,14 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
-from equipoise import extras, onnxio
+from equipoise import onnxio
 from equipoise.quantize.bias import bias_fits, own_bias
 from equipoise.quantize.layers import Layer, find_layers, read_array, write_array
-from equipoise.quantize.statistics import ChannelStatistics
 from equipoise.quantize.weights import read_in_subgraphs
 from equipoise.spec import Array
 
@@ -36,33 +32,18 @@ _GATES: Final = frozenset({"HardSigmoid", "Sigmoid"})
 
 @dataclass(frozen=True, kw_only=True)
 class EqualizeSettings:
-    """What is made equal, and how far.
+    """How far channels are made equal.
 
     Attributes:
-        balance: ``weights``: the weights of a channel before and after it get equal ranges, as in
-            the paper; it is for one scale per weight tensor. ``activations``: the channels of the
-            activation approach one range, at the cost of the weights after it; it needs statistics.
-        strength: Of ``activations``: 0 leaves all as it is, 1 makes the channels of the activation
-            equal.
-        per_channel: Weights get a scale per output channel. A depthwise convolution then takes any
-            factor at no cost, so its input is equalised in full.
         sweeps: Most rounds over all streams.
         tolerance: Largest logarithm of a factor in a round that counts as none.
         limit: Largest factor of a channel, and its inverse the least. A channel whose weights are
             next to zero lives from its bias, and a larger factor would blow that up.
-        headroom: A Clip lets the factors of a channel through when the channel times this stays
-            within its bounds on the calibration data, before and after. None: no Clip does. Data
-            unlike the calibration data reaches bounds that are no longer the same, so this changes
-            the function of the model; weigh it on held-out data.
     """
 
-    balance: Literal["activations", "weights"] = "activations"
-    strength: float = 0.5
-    per_channel: bool = True
     sweeps: int = 20
     tolerance: float = 0.01
     limit: float = 64.0
-    headroom: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +54,12 @@ class EqualizedStream:
         writers: Names of the layers whose outputs were divided.
         readers: Names of the layers whose inputs were multiplied.
         channels: Number of channels.
-        held: Channels that a Clip does not let change.
         largest_factor: Largest factor or inverse of one.
     """
 
     writers: tuple[str, ...]
     readers: tuple[str, ...]
     channels: int
-    held: int
     largest_factor: float
 
 
@@ -93,7 +72,7 @@ class SkippedStream:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Equalization:
     """What was done.
 
@@ -101,30 +80,27 @@ class Equalization:
         streams: What was rescaled.
         skipped: What was not, though a layer writes it and a layer reads it.
         sweeps: Rounds until nothing moved.
-        factors: Activation -> float64 ``[channels]`` by which its channels are divided now.
     """
 
     streams: tuple[EqualizedStream, ...]
     skipped: tuple[SkippedStream, ...]
     sweeps: int
-    factors: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EqualizeConfig:
-    """What to equalise: a float ONNX file, by its weights alone."""
+    """What to equalise: a float ONNX file."""
 
     model: Path
-    settings: EqualizeSettings = field(default_factory=lambda: EqualizeSettings(balance="weights"))
+    settings: EqualizeSettings = field(default_factory=EqualizeSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EqualizeRecord:
-    """The file, and what was rescaled and what not."""
+    """The file, and what was done to it."""
 
     file: str
-    streams: tuple[EqualizedStream, ...]
-    skipped: tuple[SkippedStream, ...]
+    done: Equalization
 
 
 def equalize_stage(config: EqualizeConfig, *, output: Path) -> EqualizeRecord:
@@ -134,60 +110,51 @@ def equalize_stage(config: EqualizeConfig, *, output: Path) -> EqualizeRecord:
         SourceError: The model is no ONNX file.
     """
     model = onnxio.load_model(config.model)
-    for index, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
-    done = equalize(model, settings=config.settings)
+    onnxio.name_nodes(model)
+    done = equalize(model, config.settings)
     onnxio.save_model(model, output / "model.onnx")
-    return EqualizeRecord(file="model.onnx", streams=done.streams, skipped=done.skipped)
+    return EqualizeRecord(file="model.onnx", done=done)
 
 
-def equalize(
-    model: Any,
-    channels: Mapping[str, ChannelStatistics] | None = None,
-    *,
-    settings: EqualizeSettings,
-) -> Equalization:
+def equalize(model: Any, settings: EqualizeSettings | None = None) -> Equalization:
     """Rescale the channels between layers, in place; the model computes what it computed.
+
+    The weights of a channel before and after it get equal ranges. Ranges of activations that were
+    calibrated before are out of date afterwards.
 
     Args:
         model: Float ``onnx.ModelProto`` with named nodes.
-        channels: Activation -> what its channels do on the calibration data. Without it no Clip
-            lets a factor through, and there are no activations to balance.
-        settings: What to make equal.
+        settings: How far.
 
     Returns:
-        What was rescaled, what was not and why. Calibrated ranges of the activations in
-        ``factors`` are out of date: divide channels by their factors or calibrate anew.
+        What was rescaled, what was not and why.
     """
     found = [stream for stream in _find_streams(model) if stream.writers and stream.readers]
-    work = _Work(model, found, channels or {}, settings=settings)
+    free = [stream for stream in found if not stream.reason]
+    work = _Work(model, free, settings=settings or EqualizeSettings())
     sweeps = work.settle()
-    changed = [stream for stream in found if not work.reason(stream)]
-    _apply(model, changed, work.factors)
+    _apply(model, free, work.factors)
     return Equalization(
-        streams=tuple(_told(stream, work) for stream in changed),
-        skipped=tuple(_told_skipped(stream, work) for stream in found if work.reason(stream)),
+        streams=tuple(_told(stream, work.factors[stream.key]) for stream in free),
+        skipped=tuple(_told_skipped(stream) for stream in found if stream.reason),
         sweeps=sweeps,
-        factors={t: work.factors[s.key] for s in changed for t in s.channelled},
     )
 
 
-def _told(stream: _Stream, work: _Work) -> EqualizedStream:
-    factors = work.factors[stream.key]
+def _told(stream: _Stream, factors: Array) -> EqualizedStream:
     return EqualizedStream(
         writers=tuple(layer.name for layer in stream.writers),
         readers=tuple(layer.name for layer in stream.readers),
         channels=stream.channels,
-        held=int(work.held(stream).sum()),
         largest_factor=float(np.exp(np.abs(np.log(factors)).max())),
     )
 
 
-def _told_skipped(stream: _Stream, work: _Work) -> SkippedStream:
+def _told_skipped(stream: _Stream) -> SkippedStream:
     return SkippedStream(
         writers=tuple(layer.name for layer in stream.writers),
         readers=tuple(layer.name for layer in stream.readers),
-        reason=work.reason(stream),
+        reason=stream.reason,
     )
 
 
@@ -214,11 +181,8 @@ class _Stream:
 
     key: str
     channels: int = 0
-    tensors: list[str] = field(default_factory=list)
-    channelled: list[str] = field(default_factory=list)
     writers: list[Layer] = field(default_factory=list)
     readers: list[Layer] = field(default_factory=list)
-    clips: list[Any] = field(default_factory=list)
     reason: str = ""
 
 
@@ -238,7 +202,6 @@ class _Search:
         self._parent: dict[str, str] = {}
         self._forms: dict[str, _Form] = {}
         self._reasons: dict[str, str] = {}
-        self._clips: list[Any] = []
 
     def streams(self) -> list[_Stream]:
         """All groups of tied tensors, those that must stay as they are included."""
@@ -300,9 +263,6 @@ class _Search:
             return None
         if node.op_type in _ELEMENTWISE:
             return form if node.input[0] not in node.input[1:] else None
-        if node.op_type == "Clip":
-            self._clips.append(node)
-            return form
         return self._after_space(node, form) if form.rank else None
 
     def _after_space(self, node: Any, form: _Form) -> _Form | None:
@@ -313,22 +273,22 @@ class _Search:
             return replace(form, pooled=True)
         if node.op_type in _REDUCTIONS:
             return self._after_reduction(node, form)
-        if node.op_type == "Flatten" and _attribute(node, "axis", 1) == 1:
+        if node.op_type == "Flatten" and onnxio.attribute(node, "axis", 1) == 1:
             return replace(form, rank=0, flat=True)
         return self._after_reshape(node, form) if node.op_type == "Reshape" else None
 
     def _after_reduction(self, node: Any, form: _Form) -> _Form | None:
-        axes = _attribute(node, "axes", None)
+        axes = onnxio.attribute(node, "axes", None)
         if axes is None and len(node.input) > 1 and node.input[1] in self._constants:
             axes = read_array(self._model, node.input[1]).tolist()
         if not axes or {axis % form.rank for axis in axes} != set(range(2, form.rank)):
             return None
-        kept = _attribute(node, "keepdims", 1)
+        kept = onnxio.attribute(node, "keepdims", 1)
         return replace(form, pooled=True, rank=form.rank if kept else 0)
 
     def _after_reshape(self, node: Any, form: _Form) -> _Form | None:
         """A reshape to two axes that keeps the batch apart."""
-        if node.input[1] not in self._constants or _attribute(node, "allowzero", 0):
+        if node.input[1] not in self._constants or onnxio.attribute(node, "allowzero", 0):
             return None
         shape = read_array(self._model, node.input[1]).tolist()
         kept = len(shape) == 2 and (shape[0] == 0 or (shape == [-1, form.channels] and form.pooled))
@@ -358,16 +318,11 @@ class _Search:
         for name, form in self._forms.items():
             root = self._root(name)
             stream = found.setdefault(root, _Stream(key=root, channels=form.channels))
-            stream.tensors.append(name)
-            if not form.flat or form.pooled:
-                stream.channelled.append(name)
             stream.reason = stream.reason or self._reasons.get(name, "")
         for layer in self._layers.values():
             found[self._root(layer.output)].writers.append(layer)
             if layer.input in self._forms:
                 found[self._root(layer.input)].readers.append(layer)
-        for clip in self._clips:
-            found[self._root(clip.output[0])].clips.append(clip)
         return list(found.values())
 
 
@@ -380,25 +335,11 @@ def _reads(layer: Layer, form: _Form) -> bool:
     return fits and not form.rank
 
 
-def _attribute(node: Any, name: str, default: Any) -> Any:
-    helper = extras.require("onnx").helper
-    found = [a for a in node.attribute if a.name == name]
-    return helper.get_attribute_value(found[0]) if found else default
-
-
 class _Work:
     """Factors of all streams, found by turns: a layer's weights belong to two of them."""
 
-    def __init__(
-        self,
-        model: Any,
-        streams: list[_Stream],
-        channels: Mapping[str, ChannelStatistics],
-        *,
-        settings: EqualizeSettings,
-    ) -> None:
+    def __init__(self, model: Any, streams: list[_Stream], *, settings: EqualizeSettings) -> None:
         self._model, self._streams, self._settings = model, streams, settings
-        self._channels = channels
         self.factors = {stream.key: np.ones(stream.channels) for stream in streams}
         self._magnitudes: dict[str, Array] = {}
         reads = {layer.name: stream.channels for stream in streams for layer in stream.readers}
@@ -415,61 +356,16 @@ class _Work:
     def settle(self) -> int:
         """Sweep until no factor moves; return the number of sweeps."""
         for sweep in range(1, self._settings.sweeps + 1):
-            moves = [self._move(stream) for stream in self._streams if not self.reason(stream)]
+            moves = [self._move(stream) for stream in self._streams]
             if max(moves, default=0.0) <= self._settings.tolerance:
                 return sweep
         return self._settings.sweeps
 
-    def reason(self, stream: _Stream) -> str:
-        """Why ``stream`` stays as it is; empty when it does not."""
-        if stream.reason:
-            return stream.reason
-        if self._settings.balance == "activations" and not self._seen(stream):
-            return "there are no statistics of its channels"
-        if self.held(stream).all():
-            return f"{stream.clips[0].name} acts on every channel, or there are no statistics of it"
-        return ""
-
-    def held(self, stream: _Stream) -> Array:
-        """Which channels a Clip acts on, as far as anybody knows: bool ``[channels]``."""
-        held = np.zeros(stream.channels, dtype=bool)
-        for clip in stream.clips:
-            held |= self._acts(clip, stream.channels)
-        return held
-
-    def _acts(self, clip: Any, channels: int) -> Array:
-        low, high = self._bounds(clip)
-        seen = self._channels.get(clip.output[0]) if self._settings.headroom else None
-        if seen is None or len(seen.high) != channels or not low <= 0 < high:
-            return np.ones(channels, dtype=bool)
-        room = self._settings.headroom or 1.0
-        return (seen.high * room >= high) | ((seen.low * room <= low) if low < 0 else False)
-
-    def _bounds(self, clip: Any) -> tuple[float, float]:
-        """Bounds of a Clip; NaN for one that is no constant, which no comparison holds for."""
-        limits = []
-        for index, attribute, default in ((1, "min", -np.inf), (2, "max", np.inf)):
-            name = clip.input[index] if len(clip.input) > index else ""
-            if name and name not in onnxio.initializers(self._model):
-                limits.append(np.nan)
-            else:
-                value = (
-                    read_array(self._model, name) if name else _attribute(clip, attribute, default)
-                )
-                limits.append(float(value))
-        return limits[0], limits[1]
-
-    def _seen(self, stream: _Stream) -> list[Array]:
-        """Largest magnitudes of each channel in each tensor of the stream, factors included."""
-        found = (self._channels.get(name) for name in stream.channelled)
-        factors = self.factors[stream.key]
-        return [c.magnitude / factors for c in found if c and len(c.low) == stream.channels]
-
     def _move(self, stream: _Stream) -> float:
         """Change the factors of one stream; return the largest logarithm of a change."""
-        chosen = self._by_weights if self._settings.balance == "weights" else self._by_activations
-        move = self._permitted(stream, self.factors[stream.key] * chosen(stream))
-        move /= self.factors[stream.key]
+        limit = self._settings.limit
+        wanted = self.factors[stream.key] * self._balance(stream)
+        move = np.clip(wanted, 1 / limit, limit) / self.factors[stream.key]
         self.factors[stream.key] *= move
         for layer in stream.writers:
             magnitudes = self._magnitudes[layer.name]
@@ -479,50 +375,14 @@ class _Work:
             magnitudes *= move.reshape(layer.groups, 1, -1)
         return float(np.abs(np.log(move)).max())
 
-    def _permitted(self, stream: _Stream, factors: Array) -> Array:
-        """The nearest factors that no Clip sees."""
-        factors = np.clip(factors, 1 / self._settings.limit, self._settings.limit)
-        for clip in stream.clips:
-            low, high = self._bounds(clip)
-            seen = self._channels[clip.output[0]]
-            least = np.maximum(seen.high / high, seen.low / low if low < 0 else 0.0)
-            factors = np.maximum(factors, least * (self._settings.headroom or 1.0))
-        return np.where(self.held(stream), 1.0, factors)
-
-    def _by_weights(self, stream: _Stream) -> Array:
+    def _balance(self, stream: _Stream) -> Array:
         """``sqrt(r1 / r2)`` of the ranges before and after (equation 11 of the paper)."""
         before = [self._magnitudes[layer.name].max(axis=2).ravel() for layer in stream.writers]
         after = [self._magnitudes[layer.name].max(axis=1).ravel() for layer in stream.readers]
-        return _ratio(np.max(before, axis=0), np.max(after, axis=0), strength=0.5)
-
-    def _by_activations(self, stream: _Stream) -> Array:
-        """``a^strength / r^(1 - strength)``, as SmoothQuant (arXiv 2211.10438, equation 4).
-
-        The largest magnitude of the activation stays what it is.
-        """
-        seen = [magnitude / max(magnitude.max(), 1e-30) for magnitude in self._seen(stream)]
-        activation = np.max(seen, axis=0)
-        free = self._settings.per_channel and all(layer.groups > 1 for layer in stream.readers)
-        after = np.max([self._columns(layer) for layer in stream.readers], axis=0)
-        move = _ratio(activation, after, strength=1.0 if free else self._settings.strength)
-        scaled: Array = move * ((activation / move).max() / max(activation.max(), 1e-30))
-        return np.where(activation > 0, scaled, 1.0)
-
-    def _columns(self, layer: Layer) -> Array:
-        """Range of the weights that read each channel, in shares of what their grid reaches."""
-        magnitudes = self._magnitudes[layer.name]
-        axes = 2 if self._settings.per_channel else (0, 1, 2)
-        reach = np.maximum(magnitudes.max(axis=axes, keepdims=True), 1e-30)
-        shares: Array = (magnitudes / reach).max(axis=1).ravel()
-        return shares
-
-
-def _ratio(before: Array, after: Array, *, strength: float) -> Array:
-    """``before^strength / after^(1 - strength)``; 1 where either is zero."""
-    alive = (before > 0) & (after > 0)
-    left, right = np.where(alive, before, 1.0), np.where(alive, after, 1.0)
-    ratio: Array = left**strength / right ** (1 - strength)
-    return ratio
+        left, right = np.max(before, axis=0), np.max(after, axis=0)
+        alive = (left > 0) & (right > 0)
+        balance: Array = np.sqrt(np.where(alive, left, 1.0) / np.where(alive, right, 1.0))
+        return balance
 
 
 def _apply(model: Any, streams: Iterable[_Stream], factors: Mapping[str, Array]) -> None:

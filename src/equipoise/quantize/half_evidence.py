@@ -17,8 +17,8 @@ import numpy as np
 
 from equipoise import extras, onnxio
 from equipoise.quantize.layers import Layer, find_layers, read_array
-from equipoise.quantize.observe import Feeds, observing
-from equipoise.spec import Array
+from equipoise.quantize.observe import observing
+from equipoise.spec import Array, Feeds
 
 HalfName = Literal["float16", "bfloat16"]
 

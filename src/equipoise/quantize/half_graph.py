@@ -323,8 +323,7 @@ def emulated(model: Any, half: HalfType) -> Any:
         half: Its half-precision type.
     """
     onnx = extras.require("onnx")
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = onnxio.copied(model)
     float32 = onnx.TensorProto.FLOAT
     for tensor in [t for t in copy.graph.initializer if t.data_type == half.element]:
         values = onnx.numpy_helper.to_array(tensor).astype(np.float32)

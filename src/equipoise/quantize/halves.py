@@ -28,11 +28,10 @@ from equipoise.quantize.half_evidence import (
 from equipoise.quantize.half_graph import MICROSOFT, FloatGraph, emulated
 from equipoise.quantize.layers import write_array
 from equipoise.quantize.nodes import FloatNode
-from equipoise.quantize.observe import Feeds, observing
-from equipoise.quantize.weight_only import raise_opset
+from equipoise.quantize.observe import observing
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
-from equipoise.spec import Array
+from equipoise.spec import Array, Feeds
 
 _BFLOAT16_OPSET: Final = 22
 """Convolutions and pools take bfloat16 from this opset on."""
@@ -142,21 +141,15 @@ def convert_to_half(
 def _prepared(model: Any, half: HalfType) -> Any:
     """A copy with named nodes, float constants as initializers, and types of vendors' outputs."""
     onnx = extras.require("onnx")
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = onnxio.copied(model)
     if half.name == "bfloat16":
-        copy = raise_opset(copy, _BFLOAT16_OPSET)
+        copy = onnxio.raise_opset(copy, _BFLOAT16_OPSET)
     for node in [n for n in copy.graph.node if n.op_type == "Constant"]:
         value = next((a.t for a in node.attribute if a.name == "value"), None)
         if value is not None:
             write_array(copy, node.output[0], onnx.numpy_helper.to_array(value))
             copy.graph.node.remove(node)
-    taken = {node.name for node in copy.graph.node}
-    seen: set[str] = set()
-    for index, node in enumerate(copy.graph.node):
-        if not node.name or node.name in seen:
-            node.name = next(n for n in _fresh(node.op_type, index) if n not in taken | seen)
-        seen.add(node.name)
+    onnxio.name_nodes(copy)
     _declare_vendors(copy)
     return copy
 

@@ -66,14 +66,14 @@ class Layer:
     @property
     def groups(self) -> int:
         """Groups of a convolution; 1 of a product."""
-        return int(_attribute(self.node, "group", 1)) if self.operator == "Conv" else 1
+        return int(onnxio.attribute(self.node, "group", 1)) if self.operator == "Conv" else 1
 
     @property
     def channel_axis(self) -> int:
         """Axis of the stored weight that counts output channels."""
         if self.operator == "Conv":
             return 0
-        if self.operator == "Gemm" and _attribute(self.node, "transB", 0):
+        if self.operator == "Gemm" and onnxio.attribute(self.node, "transB", 0):
             return 0
         return 1
 
@@ -170,8 +170,8 @@ def _weight(node: Any, constants: dict[str, Any]) -> Any:
 
 def _plain(gemm: Any) -> bool:
     """Whether a Gemm is a product and a sum, no more."""
-    return not _attribute(gemm, "transA", 0) and all(
-        _attribute(gemm, name, 1.0) == 1.0 for name in ("alpha", "beta")
+    return not onnxio.attribute(gemm, "transA", 0) and all(
+        onnxio.attribute(gemm, name, 1.0) == 1.0 for name in ("alpha", "beta")
     )
 
 
@@ -193,12 +193,6 @@ def _bias(
 def _is_row(tensor: Any) -> bool:
     """Whether a bias is one number per channel, or for all; a Gemm may add a matrix."""
     return tensor is not None and all(size == 1 for size in tensor.dims[:-1])
-
-
-def _attribute(node: Any, name: str, default: Any) -> Any:
-    helper = extras.require("onnx").helper
-    found = [a for a in node.attribute if a.name == name]
-    return helper.get_attribute_value(found[0]) if found else default
 
 
 def _spread(count: int, most: int | None) -> slice:
@@ -225,8 +219,8 @@ def _convolution_patches(layer: Layer, activation: Array, *, most: int | None) -
 
 def _windows(node: Any, activation: Array, kernel: tuple[int, ...]) -> Array:
     """A view ``[batch, channels, *positions, *kernel]`` of the padded activation."""
-    strides = _attribute(node, "strides", [1] * len(kernel))
-    dilations = _attribute(node, "dilations", [1] * len(kernel))
+    strides = onnxio.attribute(node, "strides", [1] * len(kernel))
+    dilations = onnxio.attribute(node, "dilations", [1] * len(kernel))
     pads = _pads(node, activation.shape[2:], kernel, strides, dilations)
     padded = np.pad(activation, [(0, 0), (0, 0), *pads])
     spans = [dilation * (size - 1) + 1 for size, dilation in zip(kernel, dilations, strict=True)]
@@ -240,11 +234,15 @@ def _windows(node: Any, activation: Array, kernel: tuple[int, ...]) -> Array:
 def _pads(
     node: Any, space: tuple[int, ...], kernel: tuple[int, ...], strides: Any, dilations: Any
 ) -> list[tuple[int, int]]:
-    automatic = _attribute(node, "auto_pad", b"NOTSET")
+    automatic = onnxio.attribute(node, "auto_pad", b"NOTSET")
     if automatic in {b"SAME_UPPER", b"SAME_LOWER"}:
         return list(_same(space, kernel, strides, dilations, upper=automatic == b"SAME_UPPER"))
     rank = len(kernel)
-    pads = [0] * (2 * rank) if automatic == b"VALID" else _attribute(node, "pads", [0] * 2 * rank)
+    pads = (
+        [0] * (2 * rank)
+        if automatic == b"VALID"
+        else onnxio.attribute(node, "pads", [0] * 2 * rank)
+    )
     return list(zip(pads[:rank], pads[rank:], strict=True))
 
 

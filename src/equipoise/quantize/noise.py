@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from equipoise import extras, onnxio
 from equipoise.parity.compare import ParityMeter
-from equipoise.quantize.observe import Feeds, observing
+from equipoise.quantize.observe import observing
 from equipoise.quantize.pairs import DEQUANTIZE, PAIR, wiring
-from equipoise.spec import Array
-
-MASK: Final = 1e9
-"""No trained activation is as large; attention masks (-1e9, -3.4e38, -inf) are."""
+from equipoise.quantize.statistics import MASK_MAGNITUDE
+from equipoise.spec import Array, Feeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +120,7 @@ class _Meter:
 
     def add_rounding(self, exact: Array, rounded: Array) -> None:
         """Add what the pair makes of a sample; a mask constant would pass for a huge signal."""
-        kept = np.isfinite(exact) & (np.abs(exact) < MASK)
+        kept = np.isfinite(exact) & (np.abs(exact) < MASK_MAGNITUDE)
         self._rounding.add(np.where(kept, exact, 0), np.where(kept, rounded, 0))
 
     def _add_channels(self, reference: Array) -> None:

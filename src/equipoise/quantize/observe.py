@@ -17,9 +17,8 @@ from equipoise.data.store import Rows
 from equipoise.quantize.structure import load_structure
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
-from equipoise.spec import Array
+from equipoise.spec import Array, Feeds
 
-Feeds = Mapping[str, Array]
 Observer = Callable[[Feeds], dict[str, Array]]
 Receiver = Callable[[int, Mapping[str, Array]], None]
 """Called with the index of a row and some of the values observed on it."""

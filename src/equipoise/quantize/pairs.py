@@ -149,7 +149,7 @@ def _rewritten(
     holds: Callable[[str], bool],
 ) -> Any:
     """Bypass the pairs between makers and readers that do not round, and restore weights."""
-    model = copied(quantized)
+    model = onnxio.copied(quantized)
     wires = wiring(model)
     for node in [n for n in model.graph.node if n.op_type not in PAIR]:
         for index, name in enumerate(node.input):
@@ -161,13 +161,6 @@ def _rewritten(
     _bypass_outputs(model, wires, rounds=rounds)
     _drop_unused(model)
     return model
-
-
-def copied(model: Any) -> Any:
-    """A copy of an ``onnx.ModelProto``."""
-    copy = extras.require("onnx").ModelProto()
-    copy.CopyFrom(model)
-    return copy
 
 
 def _bypass_outputs(model: Any, wires: Wiring, *, rounds: Callable[[frozenset[str]], bool]) -> None:
@@ -193,7 +186,7 @@ def with_originals(quantized: Any, original: Any) -> Any:
         quantized: ``onnx.ModelProto`` with Q/DQ pairs and named nodes; it is not changed.
         original: The float model.
     """
-    model, wires = copied(quantized), wiring(original)
+    model, wires = onnxio.copied(quantized), wiring(original)
     _restore_activations(model, original)
     inputs = {node.name: node.input for node in original.graph.node}
     found = wiring(model)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +14,14 @@ from equipoise.errors import AccuracyError, ParityError, RecipeError, SourceErro
 from equipoise.parity.compare import require_finite
 from equipoise.quantize.halves import Halves, convert_to_half
 from equipoise.quantize.nodes import FloatNode
+from equipoise.quantize.ranges import Bounds, data_sha256, load_ranges
 from equipoise.quantize.schemes import DynamicInt8, Quantization, StaticInt8
 from equipoise.quantize.sparing import Spared, spare
 from equipoise.quantize.static import Calibrated, Prepared, prepare_static
 from equipoise.quantize.statistics import read_statistics
-from equipoise.quantize.sweeps import Judge, Score
+from equipoise.quantize.sweeps import Judge, Score, score_of
 from equipoise.quantize.treatment import Treatment
-from equipoise.quantize.weight_only import WeightOnly, quantize_blocks, raise_opset
+from equipoise.quantize.weight_only import WeightOnly, quantize_blocks
 from equipoise.quantize.weights import quantize_weights
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
@@ -30,7 +30,6 @@ from equipoise.targets.profile import Int8Scheme
 MODEL_FILE: Final = "model.onnx"
 _PER_CHANNEL_OPSET: Final = 13
 _JUDGED_SAMPLES: Final = 16
-_NOT_RUN: Final = (Score(sqnr_db=None, cosine=1.0), Score(sqnr_db=None, cosine=1.0))
 _KERNEL_DB: Final = 3.0
 """Kernels may round otherwise than the graph says; twice the noise is another matter."""
 
@@ -52,6 +51,8 @@ class QuantizeConfig:
         scheme: How the target wants its integers.
         samples: Directory of calibration inputs; the result is run on some of them.
         statistics: Directory that ``calibrate`` wrote; needed by static quantisation alone.
+        ranges: Ranges that were chosen before, for this model and these samples; they go before
+            those of the statistics.
         threads: Threads per operator.
     """
 
@@ -60,6 +61,7 @@ class QuantizeConfig:
     scheme: Int8Scheme
     samples: Path
     statistics: Path | None = None
+    ranges: Path | None = None
     threads: int = 1
 
 
@@ -76,6 +78,8 @@ class QuantizeRecord:
         sqnr_db: Signal to noise of the worst output on calibration samples, as the graph is
             written; None when nothing is lost.
         optimized_sqnr_db: The same as the runtime runs it with all its optimisations.
+        simulated: Whether both were simulated in float, because the runtime has no kernels for the
+            type on this machine.
     """
 
     file: str
@@ -85,6 +89,7 @@ class QuantizeRecord:
     quantized: dict[str, int]
     sqnr_db: float | None
     optimized_sqnr_db: float | None
+    simulated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +98,7 @@ class _Made:
     notes: tuple[str, ...] = ()
     float_nodes: tuple[FloatNode, ...] = ()
     treatments: tuple[Treatment, ...] = ()
-    runs_here: bool = True
+    simulated: Score | None = None
 
 
 def quantize(config: QuantizeConfig, *, output: Path) -> QuantizeRecord:
@@ -102,6 +107,7 @@ def quantize(config: QuantizeConfig, *, output: Path) -> QuantizeRecord:
     Raises:
         SourceError: The model is no ONNX file, is quantised already, or its opset cannot be raised.
         RecipeError: Nothing in it can be quantised so, or a static scheme has no statistics.
+        IntegrityError: The ranges belong to another model or to other data.
         AccuracyError: Nothing of it can be quantised within the accuracy that was asked for.
         ParityError: The runtime makes something else of the result than it says.
     """
@@ -118,7 +124,8 @@ def quantize(config: QuantizeConfig, *, output: Path) -> QuantizeRecord:
             hint="Its operators have no constant weights, or are not in the scheme's list.",
         )
     onnxio.save_model(made.model, output / MODEL_FILE)
-    scores = _verified(output / MODEL_FILE, judge=judge) if made.runs_here else _NOT_RUN
+    simulated = made.simulated
+    scores = (simulated,) * 2 if simulated else _verified(output / MODEL_FILE, judge=judge)
     return QuantizeRecord(
         file=MODEL_FILE,
         notes=(*made.notes, *_kernel_notes(scores)),
@@ -127,6 +134,7 @@ def quantize(config: QuantizeConfig, *, output: Path) -> QuantizeRecord:
         quantized=added,
         sqnr_db=scores[0].sqnr_db,
         optimized_sqnr_db=scores[1].sqnr_db,
+        simulated=simulated is not None,
     )
 
 
@@ -211,12 +219,12 @@ def _halves(model: Any, config: QuantizeConfig, *, settings: Halves) -> _Made:
     converted, told = convert_to_half(model, settings, rows=Rows(config.samples))
     notes = [f"{told.half_nodes} nodes compute in {settings.dtype}; {told.casts} casts"]
     if told.emulated:
-        notes.append(f"no kernels for {settings.dtype} here: the outputs were emulated in float")
+        notes.append(f"this runtime has no kernels for {settings.dtype}: its rounding is simulated")
     return _Made(
         model=converted,
         notes=(*notes, *_kept_notes(told.float_nodes)),
         float_nodes=told.float_nodes,
-        runs_here=not told.emulated,
+        simulated=score_of(told.outputs) if told.emulated else None,
     )
 
 
@@ -226,6 +234,7 @@ def _static(model: Any, config: QuantizeConfig, *, settings: StaticInt8, judge: 
     calibrated = Calibrated(
         statistics=read_statistics(config.statistics).tensors,
         rows=Rows(config.samples),
+        ranges=_given_ranges(config),
         threads=config.threads,
     )
     prepared = prepare_static(model, calibrated, scheme=config.scheme, settings=settings)
@@ -247,6 +256,13 @@ def _static(model: Any, config: QuantizeConfig, *, settings: StaticInt8, judge: 
         float_nodes=(*spared.nodes, *prepared.kept),
         treatments=prepared.treatments,
     )
+
+
+def _given_ranges(config: QuantizeConfig) -> Mapping[str, Bounds]:
+    if config.ranges is None:
+        return {}
+    model, data = fs.sha256_file(config.model), data_sha256(config.samples)
+    return load_ranges(config.ranges, model_sha256=model, data_sha256=data).ranges
 
 
 def _static_notes(prepared: Prepared, spared: Spared) -> tuple[str, ...]:
@@ -301,16 +317,6 @@ def quantize_dynamic(model: Any, *, scheme: DynamicInt8) -> Any:
 def _prepared(model: Any, config: QuantizeConfig) -> Any:
     """The model with named nodes, inferred shapes, and an opset that has the Q/DQ it needs."""
     static = isinstance(config.quantization, StaticInt8)
-    model = raise_opset(model, config.scheme.least_opset if static else _PER_CHANNEL_OPSET)
-    _name_nodes(model)
+    model = onnxio.raise_opset(model, config.scheme.least_opset if static else _PER_CHANNEL_OPSET)
+    onnxio.name_nodes(model)
     return extras.require("onnx").shape_inference.infer_shapes(model)
-
-
-def _name_nodes(model: Any) -> None:
-    """Give each node without a name one that is free."""
-    taken = {node.name for node in model.graph.node}
-    for index, node in enumerate(model.graph.node):
-        if not node.name:
-            free = (f"{node.op_type}_{i}" for i in itertools.count(index))
-            node.name = next(name for name in free if name not in taken)
-            taken.add(node.name)

@@ -326,12 +326,12 @@ def load_ranges(path: Path, *, model_sha256: str, data_sha256: str) -> ChosenRan
     text = fs.read_text(path, error=DataError)
     chosen = record.loads(ChosenRanges, text, where=str(path), error=DataError)
     for what, wanted, found in (
-        ("model", model_sha256, chosen.model_sha256),
-        ("calibration data", data_sha256, chosen.data_sha256),
+        ("another model", model_sha256, chosen.model_sha256),
+        ("other calibration data", data_sha256, chosen.data_sha256),
     ):
         if wanted != found:
             raise IntegrityError(
-                f"{path} was made for another {what}: {found[:12]}, not {wanted[:12]}",
+                f"{path} was made for {what}: {found[:12]}, not {wanted[:12]}",
                 hint="Calibrate again; ranges of another model or other data are wrong in silence.",
             )
     return chosen

@@ -14,10 +14,10 @@ from typing import Any, Final
 from equipoise import extras, fs
 from equipoise.errors import SourceError
 from equipoise.quantize.layers import LAYERS
-from equipoise.quantize.observe import Feeds
 from equipoise.quantize.pairs import DEQUANTIZE, PAIR, QUANTIZE, Wiring, wiring
 from equipoise.runtimes.onnxruntime.session import open_inference_session, session_options
 from equipoise.runtimes.protocol import SessionSettings
+from equipoise.spec import Feeds
 
 _MADE_UP: Final = re.compile(r"(_token_\d+|_nchwc|/duplicated)+$")
 """What ONNX Runtime appends to the name of a node that it rewrites."""

@@ -24,11 +24,11 @@ import numpy as np
 
 from equipoise import extras, fs, onnxio
 from equipoise.quantize.layers import LAYERS, Layer
-from equipoise.quantize.observe import Feeds, observing
+from equipoise.quantize.observe import observing
 from equipoise.quantize.pairs import QUANTIZE, Wiring, dequantize_parts, restore_weight, wiring
 from equipoise.runtimes.onnxruntime.session import open_inference_session, session_options
 from equipoise.runtimes.protocol import SessionSettings
-from equipoise.spec import Array
+from equipoise.spec import Array, Feeds
 
 _INT16: Final = np.iinfo(np.int16)
 _CHUNK_VALUES: Final = 1 << 22

@@ -7,11 +7,12 @@ and their rounding, and the pairs themselves.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 
+from equipoise import onnxio
 from equipoise.quantize import treatment as remedy
 from equipoise.quantize.bias import expected_shifts, subtract_shifts
 from equipoise.quantize.clip import weight_reach
@@ -25,7 +26,7 @@ from equipoise.quantize.grids import (
 from equipoise.quantize.histogram import Histogram
 from equipoise.quantize.layers import Layer, find_layers, read_array
 from equipoise.quantize.nodes import MOVES_VALUES, FloatNode, connected, integer_nodes
-from equipoise.quantize.observe import Feeds, observing
+from equipoise.quantize.observe import observing
 from equipoise.quantize.outliers import split_outliers
 from equipoise.quantize.qdq import IntegerWeight, Placement, write_qdq
 from equipoise.quantize.ranges import Bounds, MinMax, choose_range, expected_errors
@@ -39,7 +40,7 @@ from equipoise.quantize.saturation import saturation
 from equipoise.quantize.schemes import StaticInt8
 from equipoise.quantize.smooth import smooth
 from equipoise.quantize.statistics import TensorStatistics
-from equipoise.spec import Array
+from equipoise.spec import Array, Feeds
 from equipoise.targets.profile import Int8Scheme
 
 _POSITIONS: Final = 1024
@@ -83,11 +84,13 @@ class Calibrated:
     Attributes:
         statistics: Activation -> what calibration saw.
         rows: Calibration samples.
+        ranges: Activation -> a range that was chosen before, instead of one from the statistics.
         threads: Threads per operator.
     """
 
     statistics: Mapping[str, TensorStatistics]
     rows: Sequence[Feeds]
+    ranges: Mapping[str, Bounds] = field(default_factory=dict)
     threads: int = 1
 
 
@@ -120,16 +123,10 @@ def written_alone(prepared: Prepared, name: str) -> Any:
 
 
 def _with_pairs(prepared: Prepared, nodes: frozenset[str]) -> Any:
-    model = _copied(prepared.model)
+    model = onnxio.copied(prepared.model)
     subtract_shifts(model, {name: s for name, s in prepared.shifts.items() if name in nodes})
     write_qdq(model, replace(prepared.placement, nodes=nodes))
     return model
-
-
-def _copied(model: Any) -> Any:
-    copy = type(model)()
-    copy.CopyFrom(model)
-    return copy
 
 
 class _Static:
@@ -284,6 +281,8 @@ class _Static:
 
     def _range(self, name: str) -> Bounds:
         bits = 16 if INTEGERS[self._scheme.activation][1] > _INT8_MOST else 8
+        if name in self._calibrated.ranges:
+            return self._calibrated.ranges[name]
         seen, method = self._calibrated.statistics[name], self._settings.method
         bounds = choose_range(seen, method, bits=bits, symmetric=self._scheme.symmetric)
         if self._scheme.power_of_two and not isinstance(method, MinMax):
@@ -384,7 +383,7 @@ class _Static:
         """Layers that lose more to 16-bit sums than to a bit less in their weights."""
         rows = self._calibrated.rows
         some = rows[:: max(1, len(rows) // _SATURATION_SAMPLES)][:_SATURATION_SAMPLES]
-        trial = _copied(self._model)
+        trial = onnxio.copied(self._model)
         write_qdq(trial, placement)
         found = saturation(trial, some, threads=self._calibrated.threads)
         return tuple(s.name for s in found if s.sqnr_db is not None and s.sqnr_db < _SATURATION_DB)

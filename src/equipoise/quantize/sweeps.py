@@ -14,7 +14,7 @@ import numpy as np
 
 from equipoise import fs, onnxio, progress
 from equipoise.data.metrics import Metric
-from equipoise.parity.compare import Comparison
+from equipoise.parity.compare import Comparison, OutputParity
 from equipoise.quantize.observe import observing
 from equipoise.quantize.pairs import only, quantized_nodes, without
 from equipoise.runtimes.protocol import SessionSettings
@@ -133,15 +133,16 @@ class Judge:
 
     def _summary(self, comparison: Comparison, statistics: list[Array]) -> Score:
         outputs = comparison.result()
-        noisy = [output.sqnr_db for output in outputs if output.sqnr_db is not None]
         value = None
         if self.metric is not None:
             value = float(self.metric.value(np.stack(statistics).sum(0)))
-        return Score(
-            sqnr_db=min(noisy, default=None),
-            cosine=min(output.cosine for output in outputs),
-            metric=value,
-        )
+        return replace(score_of(outputs), metric=value)
+
+
+def score_of(outputs: Sequence[OutputParity]) -> Score:
+    """The score of the worst outputs."""
+    noisy = [output.sqnr_db for output in outputs if output.sqnr_db is not None]
+    return Score(sqnr_db=min(noisy, default=None), cosine=min(output.cosine for output in outputs))
 
 
 def operator_groups(quantized: Any) -> dict[str, tuple[str, ...]]:

@@ -15,12 +15,12 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from equipoise import extras, onnxio
-from equipoise.errors import DataError, RecipeError, SourceError
+from equipoise.errors import DataError, RecipeError
 from equipoise.quantize.blockwise import (
     Algorithm,
+    BlockGrid,
     Blocks,
     Gptq,
-    Grid,
     HalfQuadratic,
     Nearest,
     gptq,
@@ -29,9 +29,9 @@ from equipoise.quantize.blockwise import (
 )
 from equipoise.quantize.layers import Layer, find_layers, read_array
 from equipoise.quantize.nodes import FloatNode
-from equipoise.quantize.observe import Feeds, observing
+from equipoise.quantize.observe import observing
 from equipoise.quantize.weights import quantize_weights, read_in_subgraphs
-from equipoise.spec import Array
+from equipoise.spec import Array, Feeds
 
 MICROSOFT: Final = "com.microsoft"
 _BLOCKS_OPSET: Final = 21
@@ -41,8 +41,6 @@ _BLOCKS_IR: Final = 10
 _SMALLEST_BLOCK: Final = 16
 _MINIMUM_VALUES: Final = 1024
 """A smaller weight saves less than the names of its new tensors take."""
-
-_HELD_BACK_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +58,7 @@ class WeightOnly:
     """
 
     kind: Literal["weight-only-blocks"] = "weight-only-blocks"
-    grid: Grid = field(default_factory=Grid)
+    grid: BlockGrid = field(default_factory=BlockGrid)
     algorithm: Algorithm = field(default_factory=Nearest)
     form: Literal["matmulnbits", "qdq"] = "matmulnbits"
     accuracy_level: Literal[0, 1, 2, 3, 4] = 0
@@ -131,7 +129,7 @@ def quantize_blocks(
         SourceError: The form needs a later opset and the model cannot be raised to it.
     """
     if scheme.form == "qdq":
-        model = raise_opset(model, _BLOCKS_OPSET)
+        model = onnxio.raise_opset(model, _BLOCKS_OPSET)
         model.ir_version = max(model.ir_version, _BLOCKS_IR)
     layers = _products(model, float_nodes)
     kept = tuple(_kept(model, layers, float_nodes))
@@ -149,7 +147,7 @@ def quantize_blocks(
             hint="Block-wise storage takes MatMul, Gemm and Gather with a constant float matrix.",
         )
     for weight in record:
-        _remove_initializer(model, weight.name)
+        onnxio.remove_initializer(model, weight.name)
     return model, WeightOnlyRecord(
         weights=tuple(record), int8_tables=tables, kept=kept, passes=passes
     )
@@ -391,7 +389,7 @@ def _float_tensor(name: str, array: Array, layer: Layer) -> Any:
     return extras.require("onnx").numpy_helper.from_array(_oriented(array, layer), name)
 
 
-def _standard_tensor(name: str, codes: Array, layer: Layer, grid: Grid) -> Any:
+def _standard_tensor(name: str, codes: Array, layer: Layer, grid: BlockGrid) -> Any:
     """Codes as a tensor of the standard's own type: INT4, UINT4, INT8 or UINT8."""
     onnx = extras.require("onnx")
     kind = f"{'INT' if grid.symmetric else 'UINT'}{grid.bits}"
@@ -435,7 +433,7 @@ def _gather_blocks(gather: Any, packed: list[str], blocks: Blocks) -> Any:
     )
 
 
-def _tables(model: Any, grid: Grid) -> Iterator[tuple[str, list[Any]]]:
+def _tables(model: Any, grid: BlockGrid) -> Iterator[tuple[str, list[Any]]]:
     """Float matrices that nothing but Gathers of rows read, with those Gathers."""
     constants = onnxio.initializers(model)
     elsewhere = read_in_subgraphs(model) | {value.name for value in model.graph.output}
@@ -462,56 +460,3 @@ def _replace(model: Any, node: Any, nodes: list[Any]) -> None:
     del model.graph.node[position]
     for offset, new in enumerate(nodes):
         model.graph.node.insert(position + offset, new)
-
-
-def _remove_initializer(model: Any, name: str) -> None:
-    """Remove a constant, and the input of its name that IR versions up to 3 had."""
-    for part in (model.graph.initializer, model.graph.input):
-        for value in [value for value in part if value.name == name]:
-            part.remove(value)
-
-
-def raise_opset(model: Any, opset: int) -> Any:
-    """``model`` with at least this version of the standard operators.
-
-    The large weights stay out of the converter, which copies what it gets several times and stops
-    at 2 GiB.
-
-    Raises:
-        SourceError: The converter cannot take the model.
-    """
-    present = onnxio.opset_of(model)
-    if present >= opset:
-        return model
-    onnx = extras.require("onnx")
-    light, weights = _without_weights(model)
-    try:
-        raised = onnx.version_converter.convert_version(light, opset)
-    except Exception as error:  # the converter raises bare C++ exceptions
-        raise SourceError(
-            f"the model has opset {present}; {opset} is needed, and converting it failed: {error}",
-            hint="Export the model again with a newer opset.",
-        ) from error
-    for tensor in weights:
-        _remove_initializer(raised, tensor.name)
-    raised.graph.initializer.extend(weights)
-    return raised
-
-
-def _without_weights(model: Any) -> tuple[Any, list[Any]]:
-    """A copy with inputs in the place of the large constants, and those constants."""
-    onnx = extras.require("onnx")
-    weights = [t for t in model.graph.initializer if t.ByteSize() > _HELD_BACK_BYTES]
-    held = {tensor.name for tensor in weights}
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    small = [tensor for tensor in light.graph.initializer if tensor.name not in held]
-    del light.graph.initializer[:]
-    light.graph.initializer.extend(small)
-    declared = {value.name for value in light.graph.input}
-    light.graph.input.extend(
-        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        for tensor in weights
-        if tensor.name not in declared
-    )
-    return light, weights

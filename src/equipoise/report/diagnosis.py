@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from equipoise import extras
 from equipoise.quantize.diagnose import Diagnosis
 from equipoise.quantize.sweeps import Damage, Score
+from equipoise.report.html import render
 
 _NOTHING: Final = "–"
 _EXACT: Final = "exact"
@@ -204,20 +203,10 @@ def render_diagnosis(found: Diagnosis) -> str:
     Raises:
         MissingExtraError: jinja2 is not installed.
     """
-    jinja2: Any = extras.require("jinja2")
-    folder = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page: str = environment.get_template("diagnosis.html.j2").render(
-        found=found,
-        headline=headline(found),
-        exclusion=exclusion(found),
-        parts=parts(found, most=None),
-        style=(folder / "style.css").read_text(encoding="utf-8"),
-    )
-    return page
+    values = {
+        "found": found,
+        "headline": headline(found),
+        "exclusion": exclusion(found),
+        "parts": parts(found, most=None),
+    }
+    return render("diagnosis.html.j2", values)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from equipoise import extras
 from equipoise.report.plot import pareto_plot
 from equipoise.report.rows import interval, rows, size, summary
 from equipoise.search.result import TuneResult
+
+_FOLDER: Final = Path(__file__).parent
 
 
 def render_html(result: TuneResult) -> str:
@@ -17,21 +20,30 @@ def render_html(result: TuneResult) -> str:
     Raises:
         MissingExtraError: jinja2 or plotly is not installed.
     """
+    values = {
+        "result": result,
+        "summary": summary(result),
+        "rows": rows(result),
+        "plot": pareto_plot(result),
+    }
+    return render("page.html.j2", values)
+
+
+def render(template: str, values: Mapping[str, object]) -> str:
+    """A page from a template of this folder, with the style that all pages share.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
     jinja2: Any = extras.require("jinja2")
-    folder = Path(__file__).parent
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"size": size, "interval": interval}
-    page: str = environment.get_template("page.html.j2").render(
-        result=result,
-        summary=summary(result),
-        rows=rows(result),
-        plot=pareto_plot(result),
-        style=(folder / "style.css").read_text(encoding="utf-8"),
-    )
+    style = (_FOLDER / "style.css").read_text(encoding="utf-8")
+    page: str = environment.get_template(template).render(**values, style=style)
     return page
