@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FAST = ("bert", "gpt2", "vit", "resnet", "clip-image", "whisper-encoder")
+FAST = ("bert", "resnet", "whisper-encoder")
 REFUSED = {
     "mamba": "sequence",
     "funnel": "sequence",

@@ -555,7 +555,7 @@ def test_saved_ranges_come_back_for_their_model_and_data_alone(
     save_ranges(tmp_path / "r.json", chosen)
     assert load_ranges(tmp_path / "r.json", **hashes) == chosen
     other = data_sha256(rows_of(tmp_path / "rows", 4))
-    with pytest.raises(IntegrityError, match="another calibration data"):
+    with pytest.raises(IntegrityError, match="other calibration data"):
         load_ranges(tmp_path / "r.json", **{**hashes, "data_sha256": other})
     with pytest.raises(IntegrityError, match="another model"):
         load_ranges(tmp_path / "r.json", **{**hashes, "model_sha256": other})
