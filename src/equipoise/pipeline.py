@@ -263,7 +263,12 @@ class Pipeline:
 
     def _statistics(self, model: Path) -> Path:
         """Directory with what calibration saw of the activations of a float model."""
-        config = CalibrateConfig(model=model, samples=self.calibration, threads=self.job.threads)
+        config = CalibrateConfig(
+            model=model,
+            samples=self.calibration,
+            threads=self.job.threads,
+            scheme=self.job.target.int8,
+        )
         return self._runner.run(CALIBRATE, config, label="calibrate").files
 
     def build(self, model: Path, *, label: str) -> StageResult[EngineRecord]:

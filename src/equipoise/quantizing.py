@@ -208,7 +208,12 @@ class _Job:
         return found.files
 
     def _statistics(self, samples: Path) -> Path:
-        config = CalibrateConfig(model=self._model, samples=samples, threads=self._threads)
+        config = CalibrateConfig(
+            model=self._model,
+            samples=samples,
+            threads=self._threads,
+            scheme=self._target.int8,
+        )
         found = self._runner.run(CALIBRATE, config, label="calibrate")
         self._notes += [note for note in found.record.notes if note not in self._notes]
         self._tell_of(found.files, samples)

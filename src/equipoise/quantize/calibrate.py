@@ -17,6 +17,7 @@ from equipoise import extras, onnxio
 from equipoise.data.store import Rows
 from equipoise.errors import RecipeError
 from equipoise.quantize.accumulate import AccumulateSettings, Accumulator
+from equipoise.quantize.nodes import rounded_activations
 from equipoise.quantize.observe import ObserveSettings, observe_rows
 from equipoise.quantize.statistics import (
     Ranges,
@@ -29,6 +30,7 @@ from equipoise.quantize.statistics import (
 )
 from equipoise.quantize.structure import load_structure
 from equipoise.spec import Array
+from equipoise.targets.profile import Int8Scheme
 
 __all__ = [
     "CalibrateConfig",
@@ -57,6 +59,7 @@ class CalibrateConfig:
         samples: Directory of calibration inputs, written by ``data.store``.
         threads: Threads per operator.
         tensors: Names of the activations to calibrate; all float activations when empty.
+        scheme: Leave out the activations that this scheme would never round.
         settings: How statistics are taken.
         group_bytes: Bytes of activations held at a time. A model whose activations take more on its
             largest sample is run over the samples several times. None: see ``ObserveSettings``.
@@ -66,6 +69,7 @@ class CalibrateConfig:
     samples: Path
     threads: int = 1
     tensors: tuple[str, ...] = ()
+    scheme: Int8Scheme | None = None
     settings: AccumulateSettings = field(default_factory=AccumulateSettings)
     group_bytes: int | None = None
 
@@ -97,7 +101,7 @@ def calibrate(config: CalibrateConfig, *, output: Path) -> CalibrateRecord:
     """
     rows = Rows(config.samples)
     structure = load_structure(config.model)
-    names = _wanted(config.tensors, float_activations(structure))
+    names = _wanted(config.tensors, _present(structure, config.scheme))
     calibration = _Calibration(structure, names, settings=config.settings, samples=len(rows))
     del structure
     observe_rows(
@@ -149,6 +153,16 @@ def _convolved(model: Any) -> set[str]:
     """What convolutions read and write; their channels are axis 1 whatever the rank."""
     nodes = [node for node in model.graph.node if node.op_type in _CONVOLUTIONS]
     return {name for node in nodes for name in (node.input[0], *node.output)}
+
+
+def _present(structure: Any, scheme: Int8Scheme | None) -> tuple[str, ...]:
+    present = float_activations(structure)
+    if scheme is None:
+        return present
+    onnxio.name_nodes(structure)
+    rounded = rounded_activations(structure, scheme)
+    # Without any, what quantising says is of more use than that nothing could be calibrated.
+    return tuple(name for name in present if name in rounded) or present
 
 
 def _wanted(asked: Sequence[str], present: tuple[str, ...]) -> tuple[str, ...]:

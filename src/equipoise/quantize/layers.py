@@ -222,7 +222,7 @@ def _windows(node: Any, activation: Array, kernel: tuple[int, ...]) -> Array:
     strides = onnxio.attribute(node, "strides", [1] * len(kernel))
     dilations = onnxio.attribute(node, "dilations", [1] * len(kernel))
     pads = _pads(node, activation.shape[2:], kernel, strides, dilations)
-    padded = np.pad(activation, [(0, 0), (0, 0), *pads])
+    padded = np.pad(activation, [(0, 0), (0, 0), *pads]) if np.any(pads) else activation
     spans = [dilation * (size - 1) + 1 for size, dilation in zip(kernel, dilations, strict=True)]
     axes = tuple(range(2, 2 + len(kernel)))
     windows: Array = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=axes)

@@ -87,6 +87,39 @@ def integer_nodes(
     )
 
 
+def rounded_activations(model: Any, scheme: Int8Scheme) -> frozenset[str]:
+    """The activations that ``scheme`` may round, whatever calibration sees of them.
+
+    Args:
+        model: Float ``onnx.ModelProto`` whose nodes have names; its weights may lack their values.
+        scheme: What the target can do.
+    """
+    constants, readers = set(onnxio.initializers(model)), onnxio.consumers(model)
+    able = {node.name for node in model.graph.node if _is_able(node, scheme, constants)}
+    nodes = connected(model, able)
+    names: set[str] = set()
+    finished: set[str] = set()
+    for node in [node for node in model.graph.node if node.name in nodes]:
+        clips = [n for name in node.output for n in readers.get(name, []) if n.op_type in _CLIPS]
+        names.update(node.input, node.output, *(clip.output for clip in clips))
+        if clips and node.op_type == "Conv" and _is_absorbed(node, readers, scheme):
+            finished.update(node.output)
+    given_out = {value.name for value in model.graph.output}
+    return frozenset(names - constants - (finished - given_out))
+
+
+def _is_able(node: Any, scheme: Int8Scheme, constants: set[str]) -> bool:
+    if node.op_type in LAYERS:
+        return len(node.input) > 1 and node.input[1] in constants
+    return node.op_type in scheme.joins
+
+
+def _is_absorbed(convolution: Any, readers: Mapping[str, list[Any]], scheme: Int8Scheme) -> bool:
+    """Whether the grid of the Clip or Relu behind it, its one reader, does for both."""
+    absorbs = scheme.absorbs_clips and scheme.quantize_outputs and not scheme.symmetric
+    return absorbs and len(readers[convolution.output[0]]) == 1
+
+
 def connected(model: Any, nodes: Collection[str]) -> frozenset[str]:
     """Those of ``nodes`` that have weights, or stand between such ones and read integers alone.
 

@@ -9,6 +9,7 @@ product that the device computes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,8 +21,10 @@ from equipoise.quantize.grids import Grid
 from equipoise.quantize.layers import Layer
 from equipoise.spec import Array
 
-_BLOCK: Final = 128
+_BLOCK: Final = 32
+_SMALL: Final = 64
 _LEAST: Final = 1e-12
+_LEAST_POSITIONS: Final = 1024
 _ENOUGH: Final = 512
 """Positions that are multiplied at once."""
 
@@ -33,13 +36,19 @@ class RoundingSettings:
     Attributes:
         damping: Share of the mean diagonal that is added to the second moments: how little the data
             is trusted in directions that it hardly shows.
-        positions: Most positions of one sample that count for the second moments of one layer.
+        positions: About so many positions count for each input of a layer, from all samples
+            together, and no fewer than a thousand.
         samples: About so many samples are taken, evenly spread.
     """
 
     damping: float = 0.01
-    positions: int = 64
+    positions: int = 4
     samples: int = 64
+
+    def most(self, layer: Layer) -> int:
+        """Most positions of one sample that count for ``layer``."""
+        inputs = math.prod(layer.shape) // layer.channels
+        return -(-max(_LEAST_POSITIONS, self.positions * inputs) // self.samples)
 
 
 class SecondMoments:
@@ -59,7 +68,7 @@ class SecondMoments:
 
     def add(self, activation: Array, *, grid: Grid) -> None:
         """Add one sample: an input of the layer, and the grid that it goes through."""
-        patches = self._layer.patches(activation, most=self._settings.positions)
+        patches = self._layer.patches(activation, most=self._settings.most(self._layer))
         self._waiting.append(grid.round(patches))
         if sum(patches.shape[1] for patches in self._waiting) >= _ENOUGH:
             self._flush()
@@ -130,9 +139,26 @@ def eliminate(moments: Array, *, damping: float) -> Elimination:
 
 
 def _inverse_factor(damped: Array) -> Array:
-    inverse = np.linalg.inv(damped)
-    lower = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2)
-    return lower.transpose(0, 2, 1).astype(np.float32)
+    """Upper triangular ``U`` with ``inv(damped) = U^T U``.
+
+    The Cholesky factor of the matrix with rows and columns reversed is, reversed again, an upper
+    ``V`` with ``damped = V V^T``; so ``U`` is the inverse of ``V``.
+    """
+    lower = np.linalg.cholesky(damped[:, ::-1, ::-1])
+    return _inverse_upper(np.ascontiguousarray(lower[:, ::-1, ::-1])).astype(np.float32)
+
+
+def _inverse_upper(upper: Array) -> Array:
+    """Inverse of upper triangular matrices, by halves: nearly all of it is products."""
+    size = upper.shape[1]
+    if size <= _SMALL:
+        return np.triu(np.linalg.inv(upper))
+    half = size // 2
+    inverse = np.zeros_like(upper)
+    first, last = _inverse_upper(upper[:, :half, :half]), _inverse_upper(upper[:, half:, half:])
+    inverse[:, :half, :half], inverse[:, half:, half:] = first, last
+    inverse[:, :half, half:] = -first @ upper[:, :half, half:] @ last
+    return inverse
 
 
 def round_to_moments(rows: Array, elimination: Elimination, *, grid: Grid) -> Array:

@@ -46,6 +46,8 @@ from equipoise.targets.profile import Int8Scheme
 _POSITIONS: Final = 1024
 """Values of each activation that a treatment is weighed on, over all samples."""
 
+_TREATED_SAMPLES: Final = 64
+
 _SATURATION_DB: Final = 38.0
 """Rounding to 8 bits leaves about 43 dB of a layer's output, to 7 bits 37 dB: saturation that
 leaves less than this costs more than the bit."""
@@ -212,6 +214,7 @@ class _Static:
     def _some_values(self, names: tuple[str, ...]) -> dict[str, Array]:
         """float32 ``[positions, channels]`` of each activation, spread over the samples."""
         rows = self._calibrated.rows
+        rows = rows[:: max(1, len(rows) // _TREATED_SAMPLES)]
         each = max(1, _POSITIONS // max(len(rows), 1))
         found: dict[str, list[Array]] = {name: [] for name in names}
         random = np.random.default_rng(0)  # even steps would meet the first token of every text

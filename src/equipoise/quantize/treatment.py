@@ -131,6 +131,8 @@ def choose_treatment(
     for alpha, outliers in _options(product, remedies):
         after, _, _ = treated(product, alpha=alpha, outliers=outliers)
         weighed = _weight_noise(after, trust, bits=bits, per_channel=per_channel)
+        if best is not None and weighed >= best[0] * _PAYS:
+            continue
         for cut in _CUTS if remedies.clipping else (1.0,):
             noise = weighed + _activation_noise(after, trust, grid=grid(*bounds(after, cut=cut)))
             untreated = noise if untreated is None else untreated
