@@ -98,7 +98,8 @@ def infer():
         session.run(Rows(rows)[0])
 
 def calibrate_ours():
-    from equipoise.quantize.calibrate import CalibrateConfig, calibrate, read_statistics
+    from equipoise.quantize.calibrate import CalibrateConfig, calibrate
+    from equipoise.quantize.statistics import read_statistics
     from equipoise.quantize.ranges import Entropy, MinMax, Mse, Percentile, choose_ranges
     methods = {m.kind: m for m in (MinMax(), Percentile(), Entropy(), Mse())}
     calibrate(CalibrateConfig(model=model, samples=rows), output=folder)

@@ -13,8 +13,9 @@ import pytest
 from onnx import numpy_helper
 
 from equipoise.data.store import Rows, write_rows
-from equipoise.quantize.calibrate import CalibrateConfig, calibrate, read_statistics
+from equipoise.quantize.calibrate import CalibrateConfig, calibrate
 from equipoise.quantize.static import Calibrated
+from equipoise.quantize.statistics import read_statistics
 from equipoise.targets.profile import Int8Scheme
 
 Feeds = Mapping[str, np.ndarray]

@@ -18,7 +18,6 @@ from equipoise.parity.compare import ParityMeter
 from equipoise.quantize.calibrate import CalibrateConfig, calibrate
 from equipoise.quantize.quantize import QuantizeConfig, _kernel_notes, quantize
 from equipoise.quantize.schemes import DynamicInt8, Quantization, StaticInt8, WeightOnlyInt8
-from equipoise.quantize.statistics import TensorRange
 from equipoise.quantize.sweeps import Judge, Score
 from equipoise.targets.profile import Int8Scheme
 
@@ -185,19 +184,6 @@ def test_static_int8_says_what_it_did(block, tmp_path, scheme) -> None:
     large = [t.name for t in graph.initializer if np.prod(t.dims) > 200 and t.data_type == 1]
     assert not large
     assert record.quantized["QuantizeLinear"] == 2
-
-
-def test_predicted_signal_to_noise_is_what_rounding_gives() -> None:
-    """The formula agrees with rounding the values, for a wide and for an outlier-ridden tensor."""
-    for values in (GENERATOR.normal(size=9999), np.append(GENERATOR.normal(size=9999), 300.0)):
-        low, high = float(values.min()), float(values.max())
-        power = float(np.square(values).mean())
-        predicted = TensorRange(
-            low=low, high=high, mean_square=power, count=values.size, non_finite=0
-        ).int8_sqnr_db
-        step = (max(high, 0) - min(low, 0)) / 255
-        noise = np.rint(values / step) * step - values
-        assert predicted == pytest.approx(10 * np.log10(power / np.square(noise).mean()), abs=1.0)
 
 
 def mixed(path: Path) -> Path:

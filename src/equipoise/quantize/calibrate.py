@@ -19,29 +19,10 @@ from equipoise.errors import RecipeError
 from equipoise.quantize.accumulate import AccumulateSettings, Accumulator
 from equipoise.quantize.nodes import rounded_activations
 from equipoise.quantize.observe import ObserveSettings, observe_rows
-from equipoise.quantize.statistics import (
-    Ranges,
-    Statistics,
-    TensorRange,
-    TensorStatistics,
-    read_ranges,
-    read_statistics,
-    write_statistics,
-)
+from equipoise.quantize.statistics import Statistics, TensorStatistics, write_statistics
 from equipoise.quantize.structure import load_structure
 from equipoise.spec import Array
 from equipoise.targets.profile import Int8Scheme
-
-__all__ = [
-    "CalibrateConfig",
-    "CalibrateRecord",
-    "Ranges",
-    "TensorRange",
-    "calibrate",
-    "float_activations",
-    "read_ranges",
-    "read_statistics",
-]
 
 FEW_SAMPLES: Final = 32
 """Below this a range has seen too little; vendors ask for 64 to 512."""
@@ -111,8 +92,8 @@ def calibrate(config: CalibrateConfig, *, output: Path) -> CalibrateRecord:
         receive=calibration.add,
         settings=ObserveSettings(threads=config.threads, group_bytes=config.group_bytes),
     )
-    ranges, statistics = calibration.ranges(), calibration.statistics()
-    write_statistics(output, ranges, statistics=statistics)
+    statistics = calibration.statistics()
+    write_statistics(output, statistics)
     notes = (*_sample_notes(rows), *_constant_notes(statistics))
     return CalibrateRecord(samples=len(rows), tensors=len(names), notes=notes)
 
@@ -135,10 +116,6 @@ class _Calibration:
             self._running[name].add(array)
             if index + 1 == self._half_samples:
                 self._half[name] = self._running[name].statistics()
-
-    def ranges(self) -> Ranges:
-        tensors = {name: running.range() for name, running in self._running.items()}
-        return Ranges(tensors=tensors, samples=self._samples)
 
     def statistics(self) -> Statistics:
         return Statistics(

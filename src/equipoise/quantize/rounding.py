@@ -43,7 +43,7 @@ class RoundingSettings:
 
     damping: float = 0.01
     positions: int = 4
-    samples: int = 64
+    samples: int = 32
 
     def most(self, layer: Layer) -> int:
         """Most positions of one sample that count for ``layer``."""

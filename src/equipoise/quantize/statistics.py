@@ -1,12 +1,10 @@
 """What calibration knows of the activations of a model, in memory and on disk.
 
-ranges.json        extremes, power and counts of every activation
-statistics.npz     histograms, channels, and all of it once more at half of the samples
+Extremes, histograms, channels, and all but the channels once more at half of the samples.
 """
 
 from __future__ import annotations
 
-import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from equipoise import fs, record
+from equipoise import fs
 from equipoise.errors import DataError
 from equipoise.quantize.histogram import Histogram
 from equipoise.spec import Array
@@ -23,58 +21,11 @@ from equipoise.spec import Array
 MASK_MAGNITUDE: Final = 1e9
 """No trained activation is as large; attention masks (-1e9, -3.4e38, -inf) are."""
 
-_RANGES: Final = "ranges.json"
 _STATISTICS: Final = "statistics.npz"
-_NUMBERS: Final = ("low", "high", "mean", "mean_square", "moving_low", "moving_high")
+_NUMBERS: Final = ("low", "high", "moving_low", "moving_high")
 _COUNTS: Final = ("count", "masked")
-_CHANNEL: Final = ("low", "high", "mean", "mean_square")
+_CHANNEL: Final = ("low", "high")
 _NO_AXIS: Final = -1
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorRange:
-    """What one activation did over all samples.
-
-    Attributes:
-        low: Least finite value.
-        high: Largest finite value.
-        mean_square: Mean of the squared finite values.
-        count: Number of finite values.
-        non_finite: Number of infinities and NaNs: mask constants, mostly.
-    """
-
-    low: float
-    high: float
-    mean_square: float
-    count: int
-    non_finite: int
-
-    @property
-    def magnitude(self) -> float:
-        """Largest absolute finite value."""
-        return max(abs(self.low), abs(self.high))
-
-    @property
-    def int8_sqnr_db(self) -> float:
-        """Signal to quantisation noise, in dB, of this tensor on its own 8-bit grid.
-
-        With step ``s = (max - min) / 255`` over a range that includes zero, uniform rounding noise
-        has power ``s**2 / 12`` (Widrow and Kollar, Quantization Noise, 2008, ch. 4); the signal has
-        power ``mean_square``. Outliers stretch the range and leave few steps for the rest, which
-        is how static int8 collapses.
-        """
-        step = (max(self.high, 0.0) - min(self.low, 0.0)) / 255
-        if step == 0.0 or self.mean_square == 0.0:
-            return math.inf
-        return 10 * math.log10(self.mean_square / (step**2 / 12))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranges:
-    """Ranges of all calibrated activations of a model, and what they came from."""
-
-    tensors: dict[str, TensorRange]
-    samples: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,15 +36,11 @@ class ChannelStatistics:
         axis: Axis that counts channels.
         low: float64 ``[channels]``, least value.
         high: float64 ``[channels]``, largest value.
-        mean: float64 ``[channels]``.
-        mean_square: float64 ``[channels]``.
     """
 
     axis: int
     low: Array
     high: Array
-    mean: Array
-    mean_square: Array
 
     @property
     def magnitude(self) -> Array:
@@ -110,8 +57,6 @@ class TensorStatistics:
     Attributes:
         low: Least value; 0 when there was none.
         high: Largest value; 0 when there was none.
-        mean: Mean.
-        mean_square: Mean of the squares.
         moving_low: Moving average of the least value of each sample.
         moving_high: Moving average of the largest value of each sample.
         count: Number of values.
@@ -122,8 +67,6 @@ class TensorStatistics:
 
     low: float
     high: float
-    mean: float
-    mean_square: float
     moving_low: float
     moving_high: float
     count: int
@@ -149,16 +92,6 @@ class Statistics:
     half_samples: int
 
 
-def read_ranges(directory: Path) -> Ranges:
-    """The ranges that calibration left in ``directory``.
-
-    Raises:
-        DataError: There are none, or they are not ours.
-    """
-    path = directory / _RANGES
-    return record.loads(Ranges, fs.read_text(path, error=DataError), where=str(path))
-
-
 def read_statistics(directory: Path) -> Statistics:
     """The statistics that calibration left in ``directory``.
 
@@ -175,13 +108,12 @@ def read_statistics(directory: Path) -> Statistics:
         raise DataError(f"{path} holds no calibration statistics: {error}") from error
 
 
-def write_statistics(directory: Path, ranges: Ranges, *, statistics: Statistics) -> None:
-    """Write both files to ``directory``.
+def write_statistics(directory: Path, statistics: Statistics) -> None:
+    """Write ``statistics`` to ``directory``.
 
     Raises:
         OutputError: It cannot be written.
     """
-    fs.write_json(directory / _RANGES, ranges)
     with fs.replacing(directory / _STATISTICS) as path, path.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **_packed(statistics))
 
