@@ -333,6 +333,15 @@ def graph_specs(model: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, .
     return tuple(map(value_spec, inputs)), tuple(map(value_spec, model.graph.output))
 
 
+def file_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Specs of the inputs and of the outputs of a file, after every check; no weight is read.
+
+    Raises:
+        SourceError: As :func:`load_model`.
+    """
+    return graph_specs(_checked(path))
+
+
 def value_spec(value: Any) -> TensorSpec:
     """The spec of an ``onnx.ValueInfoProto``; a size without a name is called by its place."""
     onnx = extras.require("onnx")

@@ -133,7 +133,7 @@ class _Job:
         machine = detect_machine()
         self._target: Target = get_target(request.target, machine=machine)
         self._threads = request.threads or machine.cores
-        self._inputs, _ = onnxio.ir_specs(onnxio.load_ir(request.model))
+        self._inputs, _ = onnxio.file_specs(request.model)
         self._runner = StageRunner(
             cache, observer=observer, time_limit_s=request.time_limit_s, fresh=request.fresh
         )

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from equipoise.cli import console, options
+
+if TYPE_CHECKING:
+    from equipoise.targets.profile import Int8Scheme
 
 
 def command(json: options.Json = False) -> None:
@@ -19,7 +24,14 @@ def command(json: options.Json = False) -> None:
         console.print_lines(
             f"{target.name}: {target.summary}",
             f"  int8     {scheme.activation} activations, {scheme.weight} weights,"
-            f" {'per channel' if scheme.per_channel else 'per tensor'}",
+            f" {_scales(scheme)}",
             f"  because  {scheme.reason}",
             f"  opset    {target.opset}, IR version up to {target.max_ir_version}",
         )
+
+
+def _scales(scheme: Int8Scheme) -> str:
+    if not scheme.per_channel:
+        return "one scale per tensor"
+    excepted = f" ({', '.join(scheme.per_tensor)}: per tensor)" if scheme.per_tensor else ""
+    return f"one scale per channel{excepted}"

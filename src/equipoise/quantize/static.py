@@ -46,7 +46,7 @@ from equipoise.targets.profile import Int8Scheme
 _POSITIONS: Final = 1024
 """Values of each activation that a treatment is weighed on, over all samples."""
 
-_TREATED_SAMPLES: Final = 64
+_TREATED_SAMPLES: Final = 32
 
 _SATURATION_DB: Final = 38.0
 """Rounding to 8 bits leaves about 43 dB of a layer's output, to 7 bits 37 dB: saturation that

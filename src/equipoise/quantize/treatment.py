@@ -173,7 +173,9 @@ def _activation_noise(product: Product, trust: Array, *, grid: Grid) -> float:
 
     Errors of different channels are taken as independent.
     """
-    errors = np.square(grid.round(product.values) - product.values)
+    errors = grid.round(product.values)
+    errors -= product.values
+    errors *= errors
     return float((trust @ errors) @ np.square(product.weight).sum(axis=1))
 
 

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 ORT_JOINS: Final = (
     "Add", "AveragePool", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul",
-    "ReduceMean", "Reshape", "Resize", "Sigmoid", "Squeeze", "Transpose", "Unsqueeze",
+    "Reshape", "Resize", "Sigmoid", "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
 """Operators that ONNX Runtime's CPU kernels run in integers, or that only move values."""
 
