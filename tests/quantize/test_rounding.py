@@ -152,16 +152,16 @@ def test_layers_share_moments_only_of_equal_patches() -> None:
 def test_moments_are_those_of_the_patches(samples: int) -> None:
     """Summed over samples, of values that went through their grid, a share of the positions."""
     layer, rng = layers()[3], np.random.default_rng(5)
-    samples = [rng.normal(size=(1, 4, 6, 6)).astype(np.float32) for _ in range(30)]
+    arrays = [rng.normal(size=(1, 4, 6, 6)).astype(np.float32) for _ in range(30)]
     grid = activation_grid(-1, 1, dtype="uint8", symmetric=False)
     settings = RoundingSettings(samples=samples)
     most, moments = settings.most(layer), SecondMoments(layer, settings=settings)
     assert (most < 36) == (samples == 500)
-    for sample in samples:
+    for sample in arrays:
         moments.add(sample, grid=grid)
     wanted = sum(
         moments_of(layer.patches(grid.round(sample), most=most).astype(np.float64))
-        for sample in samples
+        for sample in arrays
     )
     assert wanted.shape == (4, 9, 9)
     np.testing.assert_allclose(moments.sum, wanted, rtol=1e-4, atol=1e-3)
