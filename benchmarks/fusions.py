@@ -24,6 +24,7 @@ from equipoise import fs, onnxio, record
 from equipoise.graph.fuse import FuseConfig, fuse
 from equipoise.measure.interval import Interval, median_interval
 from equipoise.measure.latency import time_engines
+from equipoise.runtimes.engine import EngineFile
 from equipoise.spec import Array
 from equipoise.stages import versions_of
 from equipoise.targets.machine import Machine, detect_machine
@@ -201,7 +202,7 @@ def main() -> None:
 
 def measure(paths: list[Path], *, sequence: int) -> Array:
     """Milliseconds [rounds, files] at batch 1, one thread."""
-    engines = [(path, "onnxruntime") for path in paths]
+    engines = [EngineFile(file=path) for path in paths]
     return time_engines(engines, [feeds(sequence)], threads=1, rounds=ROUNDS)
 
 

@@ -36,6 +36,7 @@ from equipoise.errors import DataError, EquipoiseError
 from equipoise.measure.interval import Interval, median_interval, paired_drop
 from equipoise.measure.latency import time_engines
 from equipoise.parity.compare import Comparison, OutputParity
+from equipoise.runtimes.engine import EngineFile
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
 from equipoise.spec import Array
@@ -279,7 +280,8 @@ def _metric(case: Case, wanted: Outputs, given: Outputs) -> tuple[float, Interva
 def time_rows(case: Case, rows: Sequence[Row], *, rounds: int) -> list[Row]:
     """The rows with their speeds: all files that run and the float file in the same rounds."""
     running = [row for row in rows if not row.failure]
-    engines = [(file, RUNTIME) for file in (case.model, *(_file(case, r.way) for r in running))]
+    files = (case.model, *(_file(case, row.way) for row in running))
+    engines = [EngineFile(file=file, runtime=RUNTIME) for file in files]
     speeds: dict[str, list[Speed]] = {row.way: [] for row in rows}
     for inputs, directory in case.timed.items():
         samples = list(Rows(directory))

@@ -28,6 +28,7 @@ EXTRA_OF: Final[dict[str, str]] = {
     "timm": "timm",
     "openvino": "openvino",
     "tensorrt_rtx": "tensorrt",
+    "pynvml": "nvidia",
     "accelerate": "distributed",
 }
 """Import name of each optional package -> the extra of equipoise that installs it."""

@@ -21,7 +21,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     4: ("export", "quantize"),
     5: (
         "recipe", "search", "report", "pipeline", "pack", "tuning", "checking", "doctor",
-        "exporting", "quantizing",
+        "exporting", "quantizing", "building", "fitting", "engines",
     ),
     6: ("cli", "__main__"),
 }  # fmt: skip
@@ -43,6 +43,7 @@ PEERS: dict[str, set[str]] = {
     "checking": {"pipeline"},
     "exporting": {"pipeline"},
     "quantizing": {"pipeline"},
+    "building": {"pipeline"},
     "tuning": {"pack", "pipeline", "recipe", "report", "search"},
     "__main__": {"cli"},
 }

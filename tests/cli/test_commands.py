@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ def test_tune_writes_a_verified_bundle_a_report_and_results(tuned: Path) -> None
     assert sorted(p.name for p in tuned.iterdir()) == ["bundle", "report.html", "results.json"]
     manifest = read_manifest(tuned / "bundle")
     verify(tuned / "bundle", manifest)
-    wanted = {"engine.onnx", "golden.npz", "parity.json", "recipe.json"}
+    wanted = {"engine.json", "engine.onnx", "golden.npz", "parity.json", "recipe.json"}
     assert wanted == set(manifest.files)
     result = read_result(tuned / "results.json")
     recipe = json.loads((tuned / "bundle/recipe.json").read_text())
@@ -197,8 +198,7 @@ def test_quantize_writes_int8_that_float_parity_refuses(workbench, tmp_path: Pat
 def test_bench_compares_two_engines(workbench, tuned: Path, equipoise) -> None:
     """bench prints a median and a ratio for each thread count."""
     done = equipoise(
-        "bench", tuned / "bundle", "--against", workbench.model, "--rounds", "12", "--threads",
-        "1,2", "--json",
+        "bench", workbench.model, tuned / "bundle", "--rounds", "12", "--threads", "1,2", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     records = json.loads(done.stdout)
@@ -238,7 +238,13 @@ def test_doctor_and_targets_describe_this_machine(equipoise) -> None:
     assert equipoise("doctor").returncode == 0
     targets = json.loads(equipoise("targets", "--json").stdout)
     assert {"cpu", "tensorrt", "openvino"} <= {t["name"] for t in targets}
-    assert "\ncpu:" in f"\n{equipoise('targets').stdout}"
+    assert "this machine with ONNX Runtime" in equipoise("targets").stdout
+    shown = equipoise("targets", "show", "jetson-orin-nano").stdout
+    assert re.search(r"bandwidth +102 GB/s \(NVIDIA", shown)
+    assert "compute" in shown
+    found = json.loads(equipoise("targets", "detect", "--json").stdout)
+    assert "cpu" in found["targets"]
+    assert found["machine"]["cores"] <= found["cores_present"]
 
 
 def test_version_is_printed(equipoise) -> None:

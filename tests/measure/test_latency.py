@@ -13,6 +13,7 @@ from equipoise.data.store import write_rows
 from equipoise.measure import latency
 from equipoise.measure.bench import bench
 from equipoise.measure.latency import LatencyConfig, interleave, measure_latency, time_engines
+from equipoise.runtimes.engine import EngineFile
 
 
 class Clock:
@@ -85,7 +86,7 @@ def test_speedup_is_float_over_engine(
     seen: list = []
 
     def timed(engines, samples, *, threads, rounds):  # noqa: ARG001
-        seen.append(([path for path, _ in engines], len(samples)))
+        seen.append(([engine.file for engine in engines], len(samples)))
         return np.array([[4.0, 2.0]] * 30 + [[8.0, 4.0]] * 10)
 
     monkeypatch.setattr(latency, "time_engines", timed)
@@ -104,11 +105,11 @@ def test_speedup_is_float_over_engine(
 def test_real_engines_are_timed_in_as_many_rounds_as_asked(linear_onnx, conv_onnx) -> None:
     """The rounds are shared among four openings; the first engine is compared with none."""
     feeds = [{"x": np.ones((1, 4), np.float32)}]
-    engines = [(linear_onnx, "onnxruntime"), (linear_onnx, "reference")]
+    engines = [EngineFile(file=linear_onnx), EngineFile(file=linear_onnx, runtime="reference")]
     times = time_engines(engines, feeds, threads=1, rounds=10)
     assert times.shape == (10, 2)
     assert (times > 0).all()
     image = [{"x": np.ones((1, 1, 8, 8), np.float32)}]
-    (record,) = bench([(conv_onnx, "onnxruntime")], image, threads=1, rounds=4)
+    (record,) = bench([EngineFile(file=conv_onnx)], image, threads=1, rounds=4)
     assert (record.engine, record.rounds, record.speedup) == (str(conv_onnx), 4, None)
     assert 0 < record.latency_ms.low <= record.latency_ms.value <= record.latency_ms.high

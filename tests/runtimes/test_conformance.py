@@ -107,7 +107,7 @@ class Silent(ReferenceBuilder):
 
 
 class Miscounts(ReferenceBuilder):
-    def build(self, model, output, *, settings):
+    def build(self, model, output, *, settings, options=None):
         from dataclasses import replace
 
         return replace(super().build(model, output, settings=settings), size_bytes=1)

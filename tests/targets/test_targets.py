@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from equipoise import record
-from equipoise.errors import IncompatibleError, UsageError
+from equipoise.errors import IncompatibleError, RecipeError, UsageError
 from equipoise.targets.machine import (
     Machine,
     detect_machine,
@@ -43,7 +43,21 @@ CPU implementer\t: 0x41
 CPU part\t: 0xd0b
 """
 HERE = ("null", "onnxruntime", "reference")
-MACHINE = Machine(cpu="x", architecture="x86_64", cores=2, flags=(), memory_bytes=1, system="Linux")
+MACHINE = Machine(
+    cpu="x",
+    architecture="x86_64",
+    cores=2,
+    flags=("avx2", "fma"),
+    memory_bytes=1,
+    system="Linux",
+)
+ISSUE = (
+    "cpu", "x86-avx2", "x86-vnni", "x86-amx", "raspberry-pi-4", "raspberry-pi-5", "arm64-dotprod",
+    "arm64-i8mm", "jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "jetson-thor",
+    "rtx-ampere", "rtx-ada", "rtx-blackwell", "t4", "a10", "l4", "a100", "h100", "intel-npu",
+    "intel-igpu", "qnn-htp-v68", "qnn-htp-v69", "qnn-htp-v73", "qnn-htp-v75", "qnn-htp-v79",
+    "qnn-htp-v81", "rk3588", "web-wasm", "web-webgpu",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -93,7 +107,7 @@ def test_this_machine_is_detected() -> None:
 def test_unknown_target_names_the_known_ones() -> None:
     """And the nearest of them."""
     assert get_target("cpu", machine=MACHINE).runtime == "onnxruntime"
-    with pytest.raises(UsageError, match=r"'cup'; known: arm64, cpu, .*\nDid you mean 'cpu'"):
+    with pytest.raises(UsageError, match=r"'cup'; known: a10, a100, .*\nDid you mean 'cpu'"):
         get_target("cup", machine=MACHINE)
 
 
@@ -134,13 +148,15 @@ def test_profiles_are_data() -> None:
         ("tensorrt", (), "needs the runtime 'tensorrt'"),
         ("qnn-htp", (), "needs the runtime 'qnn'"),
         ("arm64", (), "is no 'arm64'"),
-        ("x86-vnni", ("avx2",), "is no 'x86-vnni'"),
+        ("raspberry-pi-5", (), "is no 'raspberry-pi-5'"),
+        ("x86-vnni", (), "is no 'x86-vnni'"),
         ("x86-avx2", ("avx512_vnni",), "is no 'x86-avx2'"),
+        ("x86-amx", ("avx512_vnni",), "is no 'x86-amx'"),
     ],
 )
 def test_only_what_is_here_is_measured(name: str, flags: tuple[str, ...], words: str) -> None:
     """Figures of another machine would be pretence."""
-    machine = replace(MACHINE, flags=flags)
+    machine = replace(MACHINE, flags=(*MACHINE.flags, *flags))
     with pytest.raises(IncompatibleError, match=words) as caught:
         require_measurable(get_target(name, machine=machine), machine=machine, runtimes=HERE)
     assert f"quantize --target {name}" in caught.value.hint
@@ -149,6 +165,69 @@ def test_only_what_is_here_is_measured(name: str, flags: tuple[str, ...], words:
 @pytest.mark.parametrize("flags", [(), ("avx_vnni",)])
 def test_the_profile_of_this_cpu_is_measured(flags: tuple[str, ...]) -> None:
     """By either of its names."""
-    machine = replace(MACHINE, flags=flags)
+    machine = replace(MACHINE, flags=(*MACHINE.flags, *flags))
     for name in ("cpu", "x86-vnni" if flags else "x86-avx2"):
         require_measurable(get_target(name, machine=machine), machine=machine, runtimes=HERE)
+
+
+def test_the_promised_devices_are_there() -> None:
+    """One name for each, with its kind of device, and a figure for each GPU of a stated model."""
+    assert set(ISSUE) <= set(target_names())
+    for name in ISSUE:
+        hardware = get_target(name, machine=MACHINE).hardware
+        if hardware.compute_capability:
+            assert hardware.kind == "gpu"
+            assert hardware.memory_gb is not None
+            assert hardware.bandwidth_gb_s is not None
+            assert {"fp32", "fp16", "int8"} <= set(hardware.dense_tops)
+
+
+def test_every_figure_says_where_it_is_from() -> None:
+    """And sparse peaks stand apart from dense ones."""
+    for name in target_names():
+        hardware = get_target(name, machine=MACHINE).hardware
+        figures = [hardware.memory_gb, hardware.bandwidth_gb_s]
+        figures += [*hardware.dense_tops.values(), *hardware.sparse_tops.values()]
+        for figure in figures:
+            assert figure is None or (figure.value > 0 and figure.source)
+        for dtype, sparse in hardware.sparse_tops.items():
+            assert sparse.value > hardware.dense_tops[dtype].value
+
+
+def test_a_target_of_ones_own(tmp_path) -> None:
+    """A few fields over those of a known target."""
+    own = tmp_path / "kiosk.toml"
+    own.write_text(
+        'extends = "raspberry-pi-5"\nsummary = "our kiosk"\n[hardware]\ncores = 2\n'
+        'memory_gb = { value = 2, source = "its label" }\n'
+    )
+    target = get_target(str(own), machine=MACHINE)
+    pi = get_target("raspberry-pi-5", machine=MACHINE)
+    assert (target.name, target.summary, target.hardware.cores) == ("kiosk", "our kiosk", 2)
+    assert target.int8 == pi.int8
+    assert target.hardware.dense_tops == pi.hardware.dense_tops
+    assert target.hardware.memory_gb.verified
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [
+        ("extends = 'raspberry-pi-6'", UsageError, "Did you mean 'raspberry-pi-"),
+        ("extends = 'cpu'\nopsett = 3", RecipeError, "unknown key 'opsett'; did you mean 'opset'"),
+        ("extends = 'cpu'\nopset = 'x'", RecipeError, "expected int"),
+        ("extends = 'cpu'\nint8 = 'x86'", UsageError, "integer scheme 'x86'"),
+        ("extends = 'cpu'\n[hardware]\nkind = 'toaster'", RecipeError, "'toaster' is not one of"),
+        ("extends = 'cpu'\n[hardware]\ncoers = 1", RecipeError, "did you mean 'cores'"),
+        ("summary = 'alone'", RecipeError, "missing key"),
+        ("= 3", RecipeError, "is no TOML"),
+        (None, RecipeError, "no such file"),
+    ],
+)
+def test_what_is_wrong_in_a_target_file_is_named(tmp_path, text, kind, words) -> None:
+    """The key, the value, what is allowed."""
+    path = tmp_path / "own.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(kind) as caught:
+        get_target(str(path), machine=MACHINE)
+    assert words in str(caught.value)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
+    from equipoise.measure.bench import BenchRecord
     from equipoise.stages import Observer
 
 
@@ -110,3 +111,22 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     return made
+
+
+def latency_table(records: Sequence[BenchRecord]) -> Table:
+    """Latencies of engines, a row for each engine and number of threads."""
+    from equipoise.report.rows import interval
+
+    return table(
+        ["engine", "threads", "median, ms", "p95, ms", "speed-up"],
+        [
+            (
+                r.engine,
+                str(r.threads),
+                interval(r.latency_ms, digits=3),
+                f"{r.p95_ms:.3f}",
+                interval(r.speedup, digits=2, unit="x") if r.speedup else "–",
+            )
+            for r in records
+        ],
+    )

@@ -14,11 +14,15 @@ import typer
 from equipoise import __version__
 from equipoise.cli import (
     bench,
+    build,
     check,
+    compare,
     diagnose,
     doctor,
     export,
+    fit,
     inspect,
+    prewarm,
     quantize,
     run,
     targets,
@@ -26,17 +30,21 @@ from equipoise.cli import (
 )
 from equipoise.errors import EquipoiseError, InterruptedRunError
 
-COMMANDS: Final[dict[str, Callable[..., None]]] = {
+COMMANDS: Final[dict[str, Callable[..., None] | typer.Typer]] = {
     "tune": tune.command,
     "export": export.command,
+    "fit": fit.command,
     "quantize": quantize.command,
     "diagnose": diagnose.command,
+    "build": build.command,
     "check": check.command,
     "bench": bench.command,
+    "compare": compare.command,
+    "prewarm": prewarm.command,
     "run": run.command,
     "inspect": inspect.command,
     "doctor": doctor.command,
-    "targets": targets.command,
+    "targets": targets.app,
 }
 
 _SIGNAL_BASE: Final = 128
@@ -51,7 +59,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_name)
+    else:
+        app.command(_name)(_command)
 
 
 def _version(wanted: bool) -> None:

@@ -60,6 +60,15 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Run every stage again.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
+Inputs = Annotated[
+    Path | None,
+    typer.Option(help=".npz with one array per input; a bundle's golden inputs otherwise."),
+]
+Dims = Annotated[
+    list[str] | None, typer.Option("--dim", help="Size of a dynamic dimension: sequence=128.")
+]
+Rounds = Annotated[int, typer.Option(min=10, help="Number of rounds.")]
+
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -83,6 +92,14 @@ def seconds(text: str) -> float:
 def names(text: str) -> tuple[str, ...]:
     """Comma separated names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def counts(text: str, *, option: str) -> list[int]:
+    """Comma separated whole numbers above 0. Raises UsageError for anything else."""
+    parts = names(text)
+    if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} {text!r}: give whole numbers above 0, such as 1,2")
+    return [int(part) for part in parts]
 
 
 def sizes(texts: Sequence[str], *, option: str) -> dict[str, int]:

@@ -35,6 +35,28 @@ class TensorCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeCost:
+    """What one node costs.
+
+    Attributes:
+        name: Its name, or its first output's where it has none.
+        operator: Its type.
+        dtype: Type of what it reads first; of the integers where that comes from a
+            DequantizeLinear.
+        multiply_accumulates: Of one inference.
+        read_bytes: Bytes of its inputs, weights included.
+        written_bytes: Bytes of its outputs.
+    """
+
+    name: str
+    operator: str
+    dtype: str
+    multiply_accumulates: int
+    read_bytes: int
+    written_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCost:
     """What a model costs for one inference.
 
@@ -55,6 +77,7 @@ class ModelCost:
         sizes: Sizes of the dynamic dimensions that were used.
         largest_weights: The largest initializers.
         largest_activations: The largest activations.
+        nodes: Nodes of the main graph, in its order.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -71,6 +94,7 @@ class ModelCost:
     sizes: dict[str, int]
     largest_weights: tuple[TensorCost, ...]
     largest_activations: tuple[TensorCost, ...]
+    nodes: tuple[NodeCost, ...]
 
 
 def analyze(model: Path, *, sizes: Mapping[str, int] | None = None, top: int = 10) -> ModelCost:
@@ -107,7 +131,31 @@ def analyze(model: Path, *, sizes: Mapping[str, int] | None = None, top: int = 1
         sizes=used,
         largest_weights=_largest(weights, top),
         largest_activations=_largest(activations, top),
+        nodes=_node_costs(nodes, {t.name: t for t in [*weights, *activations]}),
     )
+
+
+def _node_costs(nodes: list[Any], tensors: Mapping[str, TensorCost]) -> tuple[NodeCost, ...]:
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    stored = {n.output[0]: n.input[0] for n in nodes if n.op_type == "DequantizeLinear"}
+
+    def read(name: str) -> TensorCost | None:
+        """A tensor as it lies in memory: integers where they are dequantised on the way."""
+        return tensors.get(stored.get(name, name))
+
+    def cost(node: Any) -> NodeCost:
+        inputs = [tensor for name in node.input if (tensor := read(name))]
+        outputs = [tensors[name] for name in node.output if name in tensors]
+        return NodeCost(
+            name=str(node.name or node.output[0]),
+            operator=str(node.op_type),
+            dtype=inputs[0].dtype if inputs else "",
+            multiply_accumulates=multiply_accumulates(node, shapes),
+            read_bytes=sum(tensor.size_bytes for tensor in inputs),
+            written_bytes=sum(tensor.size_bytes for tensor in outputs),
+        )
+
+    return tuple(map(cost, nodes))
 
 
 def _sizes(inputs: tuple[TensorSpec, ...], given: Mapping[str, int]) -> dict[str, int]:

@@ -1,15 +1,15 @@
-"""Latency of one engine, or of two side by side, in this process."""
+"""Latency of engines side by side, in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from equipoise.measure.interval import Interval, median_interval
 from equipoise.measure.latency import time_engines
+from equipoise.runtimes.engine import EngineFile
 from equipoise.spec import Array
 
 
@@ -35,7 +35,7 @@ class BenchRecord:
 
 
 def bench(
-    engines: Sequence[tuple[Path, str]],
+    engines: Sequence[EngineFile],
     samples: Sequence[dict[str, Array]],
     *,
     threads: int,
@@ -44,7 +44,7 @@ def bench(
     """Time engines in interleaved rounds; the first is what the others are compared with.
 
     Args:
-        engines: Pairs of engine file and runtime.
+        engines: What to time.
         samples: Inputs that take turns.
         threads: Threads per operator.
         rounds: Number of rounds.
@@ -52,12 +52,12 @@ def bench(
     times = time_engines(engines, samples, threads=threads, rounds=rounds)
     return tuple(
         BenchRecord(
-            engine=str(path),
+            engine=str(engine.file),
             threads=threads,
             latency_ms=median_interval(times[:, index]),
             p95_ms=float(np.quantile(times[:, index], 0.95)),
             rounds=rounds,
             speedup=median_interval(times[:, 0] / times[:, index]) if index else None,
         )
-        for index, (path, _) in enumerate(engines)
+        for index, engine in enumerate(engines)
     )

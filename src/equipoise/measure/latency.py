@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from equipoise import progress
 from equipoise.data.store import Rows
 from equipoise.measure.interval import Interval, median_interval
+from equipoise.runtimes.engine import EngineFile
 from equipoise.runtimes.protocol import Session, SessionSettings
-from equipoise.runtimes.registry import session_opener
 from equipoise.spec import Array
 
 _BLOCK_S: Final = 0.004
@@ -85,7 +85,9 @@ def measure_latency(config: LatencyConfig, *, output: Path) -> LatencyRecord:  #
     """
     rows = Rows(config.samples)
     samples = [rows[i] for i in range(min(len(rows), _MOST_SAMPLES))]
-    engines = [(config.baseline, config.runtime), (config.engine, config.runtime)]
+    engines = [
+        EngineFile(file=file, runtime=config.runtime) for file in (config.baseline, config.engine)
+    ]
     times = time_engines(engines, samples, threads=config.threads, rounds=config.rounds)
     return LatencyRecord(
         engine_ms=float(np.median(times[:, 1])),
@@ -97,7 +99,7 @@ def measure_latency(config: LatencyConfig, *, output: Path) -> LatencyRecord:  #
 
 
 def time_engines(
-    engines: Sequence[tuple[Path, str]],
+    engines: Sequence[EngineFile],
     samples: Sequence[dict[str, Array]],
     *,
     threads: int,
@@ -109,7 +111,7 @@ def time_engines(
     as both are open; opening them again in turned order takes that out of the ratio.
 
     Args:
-        engines: Pairs of engine file and runtime.
+        engines: What to time.
         samples: Inputs that take turns.
         threads: Threads per operator.
         rounds: Number of rounds in all, at least four.
@@ -123,10 +125,7 @@ def time_engines(
         order = range(len(engines)) if opening % 2 == 0 else reversed(range(len(engines)))
         with ExitStack() as stack:
             opened = {
-                index: stack.enter_context(
-                    session_opener(engines[index][1])(engines[index][0], settings=settings)
-                )
-                for index in order
+                index: stack.enter_context(engines[index].session(settings)) for index in order
             }
             sessions = [opened[index] for index in range(len(engines))]
             count = rounds // _OPENINGS + (opening < rounds % _OPENINGS)

@@ -1,11 +1,12 @@
-"""The build stage: an ONNX file to an engine of one runtime, proved to load."""
+"""The build stage: an ONNX file to an engine of one runtime, with its manifest."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from equipoise.runtimes.protocol import EngineRecord, SessionSettings
+from equipoise.runtimes.engine import write_engine_manifest
+from equipoise.runtimes.protocol import BuildSettings, EngineRecord, SessionSettings
 from equipoise.runtimes.registry import builder
 
 
@@ -17,11 +18,15 @@ class BuildConfig:
         model: ONNX file.
         runtime: Name of the runtime.
         settings: How the engine will run.
+        options: How it is built.
+        target: Name of the target that it is for; empty for none.
     """
 
     model: Path
     runtime: str
     settings: SessionSettings
+    options: BuildSettings = field(default_factory=BuildSettings)
+    target: str = ""
 
 
 def build(config: BuildConfig, *, output: Path) -> EngineRecord:
@@ -29,6 +34,13 @@ def build(config: BuildConfig, *, output: Path) -> EngineRecord:
 
     Raises:
         SourceError: The model is none that the runtime accepts.
+        IncompatibleError: It cannot be built for what the options ask for.
         UsageError: There is no such runtime.
     """
-    return builder(config.runtime).build(config.model, output, settings=config.settings)
+    made = builder(config.runtime).build(
+        config.model, output, settings=config.settings, options=config.options
+    )
+    write_engine_manifest(
+        output, made, target=config.target, runtime=config.runtime, settings=config.settings
+    )
+    return made

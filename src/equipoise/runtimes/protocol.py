@@ -25,11 +25,56 @@ class SessionSettings:
             tells a kernel or rewrite fault from a fault of the model.
         spin: Let idle threads spin between runs. Faster for one session, ruinous when several
             sessions share the cores, as in an interleaved measurement.
+        providers: Execution providers or devices to run on, in order, and no others; the runtime's
+            own CPU when empty.
+        hint: What to be fast at: one request at a time, or many at once.
+        exact_integers: Add int8 products in 32 bits on CPUs without VNNI too, where kernels would
+            saturate in 16; slower.
     """
 
     threads: int = 1
     optimize: Literal["all", "none"] = "all"
     spin: bool = False
+    providers: tuple[str, ...] = ()
+    hint: Literal["latency", "throughput"] = "latency"
+    exact_integers: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeRange:
+    """The sizes that a dynamic dimension takes.
+
+    Attributes:
+        least: The smallest.
+        usual: The one to be fastest at.
+        largest: The largest.
+    """
+
+    least: int
+    usual: int
+    largest: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """How an engine is built, for runtimes that compile one.
+
+    Attributes:
+        profiles: Dynamic dimension -> its sizes; the engine has kernels for each profile.
+        compute_capabilities: Of the NVIDIA GPUs that it is for, such as ``8.6``; those of the GPU
+            here when empty.
+        timing_cache: File in which kernel timings are kept between builds.
+        version_compatible: Let later versions of the runtime load it.
+        hardware_compatible: Let other GPUs of the same generation and later ones load it.
+        strip_weights: Leave the weights out; they are put in from the ONNX file when it is opened.
+    """
+
+    profiles: tuple[dict[str, SizeRange], ...] = ()
+    compute_capabilities: tuple[str, ...] = ()
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    strip_weights: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +97,18 @@ class EngineRecord:
         kernels: Operator type -> count in the graph as the runtime rewrote it. Shows whether a
             quantised operator really runs in integers.
         notes: What the builder noticed, in words.
+        version: Of the runtime that made it, where the engine holds for that one alone.
+        compute_capabilities: Of the NVIDIA GPUs that it holds for.
+        loaded: Whether it was loaded here; an engine for another device is only built.
     """
 
     file: str
     size_bytes: int
     kernels: dict[str, int]
     notes: tuple[str, ...] = ()
+    version: str = ""
+    compute_capabilities: tuple[str, ...] = ()
+    loaded: bool = True
 
 
 class Session(Protocol):
@@ -102,12 +153,26 @@ class Builder(Protocol):
     def availability(self) -> Availability:
         """Whether this runtime can build and run here."""
 
-    def build(self, model: Path, output: Path, *, settings: SessionSettings) -> EngineRecord:
-        """Make an engine from ``model`` in the directory ``output`` and prove that it loads.
+    def build(
+        self,
+        model: Path,
+        output: Path,
+        *,
+        settings: SessionSettings,
+        options: BuildSettings | None = None,
+    ) -> EngineRecord:
+        """Make an engine from ``model`` in the directory ``output``; load it where it can be.
 
         Raises:
             SourceError: ``model`` is no ONNX model that this runtime accepts.
             MissingExtraError: The runtime is not installed.
+            IncompatibleError: It cannot be built for what ``options`` ask for.
+        """
+
+    def refusals(self, model: Path) -> tuple[str, ...] | None:
+        """What of ``model`` this runtime would refuse, node by node; None if that is not known.
+
+        Nothing is built. Raises SourceError when it is no ONNX model.
         """
 
 

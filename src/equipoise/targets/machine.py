@@ -116,8 +116,13 @@ def _usable_cores() -> int:
     return min(cores or 1, quota or cores or 1)
 
 
+def physical_memory_bytes() -> int:
+    """Memory of the whole machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _usable_memory_bytes() -> int:
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    physical = physical_memory_bytes()
     group = Path("/sys/fs/cgroup")
     limits = (
         _read(group / name).strip() for name in ("memory.max", "memory/memory.limit_in_bytes")

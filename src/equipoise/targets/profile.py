@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 ORT_JOINS: Final = (
@@ -62,23 +62,90 @@ class Int8Scheme:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure of a device, and where it is from.
+
+    Attributes:
+        value: The figure.
+        source: The document that states it; begins with ``unverified`` or ``derived`` where none at
+            hand does.
+    """
+
+    value: float
+    source: str
+
+    @property
+    def verified(self) -> bool:
+        """Whether a document states it."""
+        return not self.source.startswith(("unverified", "derived"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a device is.
+
+    Attributes:
+        kind: What computes.
+        architecture: Of its CPU: ``x86_64`` or ``aarch64``; empty for any.
+        flags: CPU features that it has in any case, as ``/proc/cpuinfo`` calls them.
+        any_flag: CPU features of which it has one at least.
+        cores: CPU cores; 0 when that differs.
+        memory_gb: Memory, in 10^9 bytes.
+        bandwidth_gb_s: Memory bandwidth, in 10^9 bytes per second.
+        dense_tops: Type of numbers -> peak, in 10^12 operations per second; a multiplication and an
+            addition are two.
+        sparse_tops: The same with two of four weights zero, as some vendors state it.
+        compute_capability: Of an NVIDIA GPU.
+        htp_architecture: Of a Qualcomm Hexagon NPU.
+        power_modes_w: Power limits that it can be set to.
+    """
+
+    kind: Literal["cpu", "gpu", "npu", "browser"]
+    architecture: Literal["x86_64", "aarch64", ""] = ""
+    flags: tuple[str, ...] = ()
+    any_flag: tuple[str, ...] = ()
+    cores: int = 0
+    memory_gb: Figure | None = None
+    bandwidth_gb_s: Figure | None = None
+    dense_tops: dict[str, Figure] = field(default_factory=dict)
+    sparse_tops: dict[str, Figure] = field(default_factory=dict)
+    compute_capability: str = ""
+    htp_architecture: str = ""
+    power_modes_w: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A device to make engines for.
 
     Attributes:
         name: What ``--target`` takes.
+        family: Which devices it belongs to.
         summary: One line for people.
         runtime: Runtime of its engines.
+        hardware: What the device is.
         int8: Its integer scheme.
-        opset: ONNX opset to export with.
-        resizes: Whether its runtime resizes pictures in the graph.
+        opset: ONNX opset to export with; the largest that its runtime reads for certain.
         max_ir_version: Largest IR version of an ONNX file that the runtime reads.
+        artefacts: What it loads, in words.
+        dtypes: Types of numbers that it computes in.
+        providers: Execution providers or devices of the runtime, in order.
+        static_shapes: Whether every size has to be fixed before the engine is built.
+        resizes: Whether its runtime resizes pictures in the graph.
+        tensorrt: Generation of TensorRT; empty for none.
     """
 
     name: str
+    family: str
     summary: str
     runtime: str
+    hardware: Hardware
     int8: Int8Scheme
     opset: int
     max_ir_version: int
+    artefacts: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    providers: tuple[str, ...] = ()
+    static_shapes: bool = False
     resizes: bool = True
+    tensorrt: Literal["10", "11", "rtx", ""] = ""

@@ -7,9 +7,14 @@ from typing import Final
 
 from equipoise import fs, onnxio
 from equipoise.runtimes.null.session import NullEngine
-from equipoise.runtimes.protocol import Availability, EngineRecord, SessionSettings
+from equipoise.runtimes.protocol import (
+    Availability,
+    BuildSettings,
+    EngineRecord,
+    SessionSettings,
+)
 
-ENGINE_FILE: Final = "engine.json"
+ENGINE_FILE: Final = "null.json"
 
 
 class NullBuilder:
@@ -25,11 +30,17 @@ class NullBuilder:
         output: Path,
         *,
         settings: SessionSettings,  # noqa: ARG002
+        options: BuildSettings | None = None,  # noqa: ARG002
     ) -> EngineRecord:
         """Write the specs of ``model``. Raises SourceError when it is no ONNX model."""
         inputs, outputs = onnxio.graph_specs(onnxio.load_model(model))
         fs.write_json(output / ENGINE_FILE, NullEngine(inputs=inputs, outputs=outputs))
         return EngineRecord(file=ENGINE_FILE, size_bytes=fs.tree_size_bytes(output), kernels={})
+
+    def refusals(self, model: Path) -> tuple[str, ...] | None:
+        """Nothing."""
+        onnxio.file_specs(model)
+        return ()
 
 
 BUILDER: Final = NullBuilder()

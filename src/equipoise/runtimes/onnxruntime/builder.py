@@ -11,8 +11,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from equipoise import extras, fs, onnxio
+from equipoise.errors import SourceError
 from equipoise.runtimes.onnxruntime.session import open_inference_session, session_options
-from equipoise.runtimes.protocol import Availability, EngineRecord, SessionSettings
+from equipoise.runtimes.protocol import (
+    Availability,
+    BuildSettings,
+    EngineRecord,
+    SessionSettings,
+)
 
 ENGINE_FILE: Final = "engine.onnx"
 _INTEGER_MARKS: Final = ("QLinear", "Integer", "QGemm", "QAttention", "DynamicQuantize", "NBits")
@@ -31,7 +37,14 @@ class OnnxRuntimeBuilder:
             )
         return Availability(available=True, version=str(extras.require("onnxruntime").__version__))
 
-    def build(self, model: Path, output: Path, *, settings: SessionSettings) -> EngineRecord:
+    def build(
+        self,
+        model: Path,
+        output: Path,
+        *,
+        settings: SessionSettings,
+        options: BuildSettings | None = None,  # noqa: ARG002
+    ) -> EngineRecord:
         """Copy ``model`` to ``output/engine.onnx`` and load it.
 
         Raises:
@@ -45,6 +58,16 @@ class OnnxRuntimeBuilder:
             kernels=kernels,
             notes=_notes(kernels),
         )
+
+    def refusals(self, model: Path) -> tuple[str, ...] | None:
+        """What ONNX Runtime says when it opens the model on its CPU provider."""
+        onnxio.file_specs(model)
+        options = session_options(SessionSettings(optimize="none"))
+        try:
+            open_inference_session(model, options=options)
+        except SourceError as error:
+            return (error.message,)
+        return ()
 
 
 def rewritten_operators(model: Path, *, settings: SessionSettings) -> dict[str, int]:

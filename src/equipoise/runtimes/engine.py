@@ -1,0 +1,147 @@
+"""A built engine on disk: what it is, what it holds for, and the hash of every file.
+
+A compiled engine is code. Nothing of it is given to a runtime before its manifest has been read and
+its bytes have been checked.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from equipoise import fs, record
+from equipoise.errors import IncompatibleError, IntegrityError
+from equipoise.runtimes.protocol import EngineRecord, Session, SessionSettings
+from equipoise.runtimes.registry import session_opener
+
+ENGINE_MANIFEST: Final = "engine.json"
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineManifest:
+    """What a directory with an engine holds.
+
+    Attributes:
+        format: Version of this form.
+        target: Name of the target that it was built for; empty for none.
+        runtime: The runtime that opens it.
+        engine: What its builder said.
+        platform: System and architecture of the machine that built it.
+        settings: How it runs.
+        files: File name -> SHA-256 of every other file.
+    """
+
+    format: int = FORMAT
+    target: str
+    runtime: str
+    engine: EngineRecord
+    platform: str
+    settings: SessionSettings = field(default_factory=SessionSettings)
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFile:
+    """An engine, and what opens it.
+
+    Attributes:
+        file: Engine file.
+        runtime: The runtime that opens it.
+        providers: Where it runs; see :class:`~equipoise.runtimes.protocol.SessionSettings`.
+    """
+
+    file: Path
+    runtime: str = "onnxruntime"
+    providers: tuple[str, ...] = ()
+
+    def session(self, settings: SessionSettings) -> Session:
+        """Open it. Raises what the runtime raises."""
+        own = replace(settings, providers=self.providers or settings.providers)
+        return session_opener(self.runtime)(self.file, settings=own)
+
+
+def this_platform() -> str:
+    """System and architecture of this machine: ``linux-x86_64``."""
+    return f"{platform.system().lower()}-{platform.machine()}"
+
+
+def write_engine_manifest(
+    directory: Path, made: EngineRecord, *, target: str, runtime: str, settings: SessionSettings
+) -> EngineManifest:
+    """Write the manifest of the engine that a builder left in ``directory``."""
+    names = _names(directory) - {ENGINE_MANIFEST}
+    manifest = EngineManifest(
+        target=target,
+        runtime=runtime,
+        engine=made,
+        platform=this_platform(),
+        settings=settings,
+        files={name: fs.sha256_file(directory / name) for name in sorted(names)},
+    )
+    fs.write_json(directory / ENGINE_MANIFEST, manifest)
+    return manifest
+
+
+def read_engine_manifest(directory: Path) -> EngineManifest:
+    """Read the manifest of an engine, and check that every file is what its hash says.
+
+    Raises:
+        IntegrityError: There is none, or a file is missing, extra, a link, or different.
+        IncompatibleError: It is of a later format.
+    """
+    path = directory / ENGINE_MANIFEST
+    if not path.is_file():
+        raise IntegrityError(
+            f"{directory} has no {ENGINE_MANIFEST}, so nothing says what its engine is",
+            hint="Give the directory that `equipoise build` wrote, whole.",
+        )
+    text = fs.read_text(path, error=IntegrityError)
+    found = record.loads(EngineManifest, text, where=str(path), error=IntegrityError)
+    if found.format > FORMAT:
+        raise IncompatibleError(
+            f"{path} has format {found.format}; this equipoise reads up to {FORMAT}",
+            hint="Update equipoise on this device.",
+        )
+    _check_files(directory, found)
+    return found
+
+
+def open_engine(directory: Path, *, settings: SessionSettings | None = None) -> Session:
+    """Open the engine in ``directory``; as it was built to run when ``settings`` is None.
+
+    Raises:
+        IntegrityError: It is not what its manifest says.
+        IncompatibleError: It is for another machine, or its runtime is not installed.
+    """
+    manifest = read_engine_manifest(directory)
+    engine = directory / manifest.engine.file
+    return session_opener(manifest.runtime)(engine, settings=settings or manifest.settings)
+
+
+def _check_files(directory: Path, manifest: EngineManifest) -> None:
+    present = _names(directory) - {ENGINE_MANIFEST}
+    for name in sorted(present ^ set(manifest.files)):
+        state = "missing" if name in manifest.files else "not listed in its manifest"
+        raise IntegrityError(f"{directory}: {name} is {state}")
+    for name, expected in manifest.files.items():
+        if fs.sha256_file(directory / name) != expected:
+            raise IntegrityError(
+                f"{directory}: {name} is not what its hash says",
+                hint="Build the engine again; do not run it.",
+            )
+    if manifest.engine.file not in manifest.files:
+        raise IntegrityError(f"{directory}: no hash for the engine {manifest.engine.file}")
+
+
+def _names(directory: Path) -> set[str]:
+    found = set()
+    for folder, folders, names in os.walk(directory):
+        for path in (Path(folder, name) for name in (*folders, *names)):
+            if path.is_symlink():
+                raise IntegrityError(f"{directory}: {path.relative_to(directory)} is a link")
+        found |= {str(Path(folder, name).relative_to(directory)) for name in names}
+    return found
