@@ -244,9 +244,9 @@ def test_mse_is_never_worse_than_another_method(symmetric, bits) -> None:
     for name, statistics in KINDS.items():
         if name == "zero":
             continue
-        best = error(
-            statistics, choose_range(statistics, Mse(), bits=bits, symmetric=symmetric), bits=bits
-        )
+        plain = Mse(clipping_weight=1)
+        chosen = choose_range(statistics, plain, bits=bits, symmetric=symmetric)
+        best = error(statistics, chosen, bits=bits)
         for method in METHODS:
             other = choose_range(statistics, method, bits=bits, symmetric=symmetric)
             slack = 1.0 if method.kind == "minmax" else 1.05
@@ -272,8 +272,26 @@ def test_expected_error_is_that_of_quantising(bounds, bits: int) -> None:
     step = (bounds[1] - bounds[0]) / (2**bits - 1)
     zero = np.rint(-bounds[0] / step)
     levels = np.clip(np.rint(values / step), -zero, 2**bits - 1 - zero)
-    real = np.square(levels * step - values).mean()
-    assert error(statistics_of([values]), bounds, bits=bits) == pytest.approx(real, rel=0.02)
+    errors = np.square(levels * step - values)
+    found = statistics_of([values])
+    assert error(found, bounds, bits=bits) == pytest.approx(errors.mean(), rel=0.02)
+    beyond = np.square(values - np.clip(values, *bounds))
+    low, high = (np.array([end]) for end in bounds)
+    (weighted,) = expected_errors(found.histogram, low, high, bits=bits, clipping_weight=5)
+    assert weighted == pytest.approx(errors.mean() + 4 * beyond.mean(), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["bell", "heavy", "outlier", "gelu"])
+def test_a_heavier_weight_cuts_less_off(kind: str) -> None:
+    """Down to nothing; a weight below 1 is refused."""
+    reach = [
+        choose_range(KINDS[kind], Mse(clipping_weight=weight), bits=4)[1]
+        for weight in (1, 10, 1000, 1e9)
+    ]
+    assert reach == sorted(reach)
+    assert reach[-1] == pytest.approx(KINDS[kind].high, rel=0.05)
+    with pytest.raises(RecipeError, match="clipping_weight is 0"):
+        Mse(clipping_weight=0.5)
 
 
 def test_mse_finds_the_best_clip_of_a_gaussian() -> None:
@@ -282,7 +300,7 @@ def test_mse_finds_the_best_clip_of_a_gaussian() -> None:
     Max, Quantizing for minimum distortion, IRE Trans. Inf. Theory 6, 1960, table II. His levels
     lie half a step beside ours, which hold zero.
     """
-    low, high = choose_range(KINDS["bell"], Mse(), bits=4)
+    low, high = choose_range(KINDS["bell"], Mse(clipping_weight=1), bits=4)
     assert (high - low) / 15 == pytest.approx(0.3352, rel=0.06)
 
 
@@ -294,7 +312,8 @@ def test_methods_do_what_they_promise() -> None:
         assert choose_range(outlier, method, bits=4)[1] < 40, method.kind
     # One value at 300 among 40,000 holds more power than coarse rounding of the rest loses.
     assert choose_range(outlier, Mse())[1] > 250
-    assert choose_range(KINDS["heavy"], Mse(), bits=4)[1] < 0.5 * KINDS["heavy"].high
+    plain = Mse(clipping_weight=1)
+    assert choose_range(KINDS["heavy"], plain, bits=4)[1] < 0.5 * KINDS["heavy"].high
     low, high = choose_range(KINDS["gelu"], Entropy())
     assert low == pytest.approx(KINDS["gelu"].low)
     assert high > 2

@@ -8,8 +8,9 @@ looks at mask constants.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -86,9 +87,21 @@ class Entropy:
 
 @dataclass(frozen=True, kw_only=True)
 class Mse:
-    """Lose the least power: minimal expected squared error, of rounding and of clipping."""
+    """Lose the least power: minimal expected squared error, of rounding and of clipping.
+
+    Attributes:
+        clipping_weight: How much more an error of clipping counts than one of rounding. Rounding
+            errors are independent and average out in the next layer; values that are cut off are
+            the strongest ones and all err in one direction. And data to come is wilder than the
+            samples.
+    """
 
     kind: Literal["mse"] = "mse"
+    clipping_weight: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.clipping_weight < np.inf:
+            raise RecipeError(f"clipping_weight is {self.clipping_weight}; it has to be 1 or more")
 
 
 Method = MinMax | MovingAverage | Percentile | Entropy | Mse
@@ -146,7 +159,9 @@ def _chosen(
         return _percentile(histogram, method.percent / 100, symmetric=symmetric)
     if isinstance(method, Entropy):
         return _entropy(histogram, full, bits=bits, candidates=method.candidates)
-    return _least_squares(histogram, full, bits=bits, symmetric=symmetric)
+    return _least_squares(
+        histogram, full, bits=bits, symmetric=symmetric, clipping_weight=method.clipping_weight
+    )
 
 
 def _whole(low: float, high: float) -> Bounds:
@@ -174,7 +189,9 @@ def _quantile(histogram: Histogram, share: float) -> float:
     return float(np.interp(share * below[-1], below[rising], histogram.edges[rising]))
 
 
-def expected_errors(histogram: Histogram, lows: Array, highs: Array, *, bits: int) -> Array:
+def expected_errors(
+    histogram: Histogram, lows: Array, highs: Array, *, bits: int, clipping_weight: float = 1.0
+) -> Array:
     """Mean squared error of quantising the values of a histogram, for many ranges at once.
 
     Values are taken as spread evenly within each bin, and then it is exact. With step ``s``,
@@ -187,6 +204,7 @@ def expected_errors(histogram: Histogram, lows: Array, highs: Array, *, bits: in
         lows: float ``[ranges]``, none above zero.
         highs: float ``[ranges]``, none below zero.
         bits: Bits of the grid.
+        clipping_weight: How much more the error beyond the ends counts.
 
     Returns:
         float64 ``[ranges]``; infinite for an empty range.
@@ -199,24 +217,35 @@ def expected_errors(histogram: Histogram, lows: Array, highs: Array, *, bits: in
         left = scaled - levels
         # Not left**3: NumPy takes a power of 3 by way of logarithms.
         integral = steps**3 * (levels / 12 + left * left * left / 3)
+        integral += (clipping_weight - 1) * _clipped_integral(histogram.edges, lows, highs)
         errors = np.diff(integral, axis=1) @ histogram.counts
     total = max(histogram.total, 1) * histogram.width
     return np.where(steps[:, 0] > 0, errors / total, np.inf)
 
 
-def _least_squares(histogram: Histogram, full: Bounds, *, bits: int, symmetric: bool) -> Bounds:
+def _clipped_integral(edges: Array, lows: Array, highs: Array) -> Array:
+    """Integral of the squared distance from the range, up to each edge: ``[ranges, edges]``."""
+    beyond = np.maximum(edges - highs[:, None], 0) + np.minimum(edges - lows[:, None], 0)
+    integral: Array = beyond * beyond * beyond / 3
+    return integral
+
+
+def _least_squares(
+    histogram: Histogram, full: Bounds, *, bits: int, symmetric: bool, clipping_weight: float
+) -> Bounds:
     """Search the magnitude, then each end alone, first in octaves, then on fine steps."""
+    errors = partial(expected_errors, bits=bits, clipping_weight=clipping_weight)
     doublings = max(0, (len(histogram.counts) // _SEARCH_BINS).bit_length() - 1)
     coarse = histogram.coarser(doublings)
-    best = _best(coarse, _clipped(full, _COARSE), bits=bits)
+    best = _best(coarse, _clipped(full, _COARSE), errors)
     if symmetric:
-        best = _best(coarse, _clipped(full, np.minimum(best[1] / full[1] * _FINE, 1)), bits=bits)
+        best = _best(coarse, _clipped(full, np.minimum(best[1] / full[1] * _FINE, 1)), errors)
     else:
         for end in (1, 0, 1, 0):
             shares = np.concatenate([_COARSE, np.minimum(_share(best, full, end) * _FINE, 1)])
-            best = _best(coarse, _with_end(best, full[end] * shares, end=end), bits=bits)
+            best = _best(coarse, _with_end(best, full[end] * shares, end=end), errors)
     # What is best for wide bins need not be for narrow ones; minmax is never beaten by a worse one.
-    return _best(histogram, np.array([full, best]).T, bits=bits)
+    return _best(histogram, np.array([full, best]).T, errors)
 
 
 def _share(bounds: Bounds, full: Bounds, end: int) -> float:
@@ -236,9 +265,9 @@ def _clipped(full: Bounds, shares: Array) -> Array:
     return np.stack([np.maximum(full[0], -magnitudes), np.minimum(full[1], magnitudes)])
 
 
-def _best(histogram: Histogram, ranges: Array, *, bits: int) -> Bounds:
+def _best(histogram: Histogram, ranges: Array, errors: Callable[..., Array]) -> Bounds:
     """The range of ``[2, ranges]`` with the least error, the first of equals."""
-    index = int(expected_errors(histogram, ranges[0], ranges[1], bits=bits).argmin())
+    index = int(errors(histogram, ranges[0], ranges[1]).argmin())
     return float(ranges[0, index]), float(ranges[1, index])
 
 

@@ -24,7 +24,7 @@ from equipoise.spec import Array
 _BLOCK: Final = 32
 _SMALL: Final = 64
 _LEAST: Final = 1e-12
-_LEAST_POSITIONS: Final = 1024
+_LEAST_POSITIONS: Final = 512
 _ENOUGH: Final = 512
 """Positions that are multiplied at once."""
 
@@ -37,7 +37,7 @@ class RoundingSettings:
         damping: Share of the mean diagonal that is added to the second moments: how little the data
             is trusted in directions that it hardly shows.
         positions: About so many positions count for each input of a layer, from all samples
-            together, and no fewer than a thousand.
+            together, and no fewer than five hundred.
         samples: About so many samples are taken, evenly spread.
     """
 
