@@ -10,7 +10,7 @@ from equipoise import testing
 from equipoise.errors import UsageError
 from equipoise.runtimes import registry
 
-RUNTIMES = {"onnxruntime": True, "reference": True, "null": False}
+RUNTIMES = {"onnxruntime": True, "openvino": True, "reference": True, "null": False}
 PAIRS = [
     pytest.param(name, case, id=f"{name}-{case}")
     for name, computes in RUNTIMES.items()

@@ -7,7 +7,7 @@ from typing import cast
 from equipoise.registry import Registry
 from equipoise.runtimes.protocol import Builder, SessionOpener
 
-_FOLDERS = ("onnxruntime", "reference", "null")
+_FOLDERS = ("onnxruntime", "openvino", "reference", "null")
 
 BUILDERS = Registry(
     kind="runtime",
