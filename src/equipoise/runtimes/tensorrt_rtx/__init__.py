@@ -1,0 +1,1 @@
+"""TensorRT-RTX, which builds engines on machines without a GPU."""
