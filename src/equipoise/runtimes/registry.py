@@ -7,17 +7,25 @@ from typing import cast
 from equipoise.registry import Registry
 from equipoise.runtimes.protocol import Builder, SessionOpener
 
-_FOLDERS = ("onnxruntime", "openvino", "reference", "null")
+_FOLDERS = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+    "reference": "reference",
+    "null": "null",
+}
+"""Name of a runtime -> its folder."""
 
 BUILDERS = Registry(
     kind="runtime",
     group="equipoise.builders",
-    builtin={name: f"equipoise.runtimes.{name}.builder:BUILDER" for name in _FOLDERS},
+    builtin={n: f"equipoise.runtimes.{f}.builder:BUILDER" for n, f in _FOLDERS.items()},
 )
 SESSIONS = Registry(
     kind="runtime",
     group="equipoise.sessions",
-    builtin={name: f"equipoise.runtimes.{name}.session:open_session" for name in _FOLDERS},
+    builtin={n: f"equipoise.runtimes.{f}.session:open_session" for n, f in _FOLDERS.items()},
 )
 
 
