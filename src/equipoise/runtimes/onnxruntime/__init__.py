@@ -1,1 +1,1 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU, and on other devices through its execution providers."""
