@@ -32,8 +32,8 @@ from equipoise.targets.machine import Machine, detect_machine
 
 CASES = ("minilm", "lite0")
 WAYS = ("ort-minmax", "equipoise", "avx2", "7bit")
-"""What ONNX Runtime's quantiser makes, ours with 8-bit weights for VNNI, ours for AVX2, and ours with
-7-bit weights everywhere."""
+"""What ONNX Runtime's quantiser makes, ours with 8-bit weights for VNNI, ours for AVX2, and ours
+with 7-bit weights everywhere."""
 
 ROWS = 10
 EMULATOR = ("qemu-x86_64", "-cpu", "Haswell")
