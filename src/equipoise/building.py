@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Final
 
 from equipoise import fs, onnxio
+from equipoise.data.config import DataConfig
+from equipoise.data.readers.base import split_form
+from equipoise.data.sizes import observed_sizes, size_buckets
+from equipoise.data.store import Rows
 from equipoise.errors import IncompatibleError, OutputError
-from equipoise.pipeline import BUILD
+from equipoise.pipeline import BUILD, PREPARE
 from equipoise.runtimes.build import BuildConfig
 from equipoise.runtimes.engine import ENGINE_MANIFEST, EngineManifest, read_engine_manifest
-from equipoise.runtimes.protocol import BuildSettings, SessionSettings
+from equipoise.runtimes.protocol import BuildSettings, SessionSettings, SizeRange
 from equipoise.runtimes.registry import BUILDERS, builder
 from equipoise.stages import Observer, StageRunner, default_cache
 from equipoise.targets.machine import detect_machine
@@ -19,6 +23,8 @@ from equipoise.targets.profile import Target
 from equipoise.targets.profiles import get_target, is_here
 
 _FREE_BYTES: Final = 64 << 20
+_MEASURED_SAMPLES: Final = 10_000
+"""Samples of data whose sizes are looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +37,10 @@ class BuildRequest:
         target: Name of a target, or a ``.toml`` file.
         options: How it is built; the target's compute capability where it says none.
         settings: How it will run; the target's providers where it says none.
+        data: Real inputs whose sizes make the profiles, as ``tune`` takes them; what ``options``
+            say of a dimension goes before that.
+        tokenizer: ``tokenizer.json`` for texts.
+        buckets: Number of profiles from the sizes of the data.
         cache: Directory of stage results; the user's cache when None.
         time_limit_s: Limit for the build.
         fresh: Build even if it was built before.
@@ -41,6 +51,9 @@ class BuildRequest:
     target: str = "cpu"
     options: BuildSettings = field(default_factory=BuildSettings)
     settings: SessionSettings = field(default_factory=SessionSettings)
+    data: str | None = None
+    tokenizer: Path | None = None
+    buckets: int = 3
     cache: Path | None = None
     time_limit_s: float = 3600.0
     fresh: bool = False
@@ -78,7 +91,11 @@ def build_engine(request: BuildRequest, *, observer: Observer | None = None) -> 
     runner = StageRunner(
         cache, observer=observer, time_limit_s=request.time_limit_s, fresh=request.fresh
     )
-    made = runner.run(BUILD, _config(target, request), label=f"build for {target.name}")
+    config = _config(target, request)
+    if request.data is not None:
+        profiles = _profiles(request, runner)
+        config = replace(config, options=replace(config.options, profiles=profiles))
+    made = runner.run(BUILD, config, label=f"build for {target.name}")
     with fs.staged_directory(request.output) as staging:
         for name in sorted(path.name for path in made.files.iterdir()):
             fs.copy_file(made.files / name, staging / name)
@@ -108,6 +125,26 @@ def _check(target: Target, request: BuildRequest) -> None:
             hint="Choose another output directory, or move it away.",
         )
     onnxio.file_specs(request.model)
+
+
+def _profiles(request: BuildRequest, runner: StageRunner) -> tuple[dict[str, SizeRange], ...]:
+    """One profile for each bucket of the sizes that the data has."""
+    inputs, _ = onnxio.file_specs(request.model)
+    config = DataConfig(
+        data=request.data or "",
+        files=split_form(request.data or "")[1],
+        tokenizer=request.tokenizer,
+        calibration_samples=_MEASURED_SAMPLES,
+        accepted=tuple(spec.name for spec in inputs),
+        labelled=False,
+    )
+    rows = Rows(runner.run(PREPARE, config, label="prepare data").files / "calibration")
+    asked = {name: r for profile in request.options.profiles for name, r in profile.items()}
+    return tuple(
+        {name: SizeRange(least=r[0], usual=r[1], largest=r[2]) for name, r in bucket.items()}
+        | asked
+        for bucket in size_buckets(observed_sizes(inputs, rows), count=request.buckets)
+    )
 
 
 def _config(target: Target, request: BuildRequest) -> BuildConfig:

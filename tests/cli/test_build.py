@@ -76,6 +76,36 @@ def test_engines_are_compared_benched_and_warmed(built, workbench, equipoise, tm
     assert warm["later_ms"] <= warm["first_ms"] + warm["open_ms"]
 
 
+def test_profiles_come_from_the_sizes_of_real_inputs(equipoise, tmp_path: Path) -> None:
+    """One engine with a profile for each bucket; what is said of a dimension goes first."""
+    rng = np.random.default_rng(0)
+    helper, info = onnx.helper, onnx.helper.make_tensor_value_info
+    weight = rng.normal(size=(8, 8)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [info("x", onnx.TensorProto.FLOAT, ["batch", "sequence", 8])],
+        [info("y", onnx.TensorProto.FLOAT, ["batch", "sequence", 8])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    opset = [helper.make_opsetid("", 20)]
+    model = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), model)
+    (tmp_path / "lengths.py").write_text(
+        "import numpy as np\n"
+        "def rows():\n"
+        "    return [{'x': np.ones((1, n, 8), np.float32)} for n in range(1, 91)]\n"
+    )
+    done = equipoise(
+        "build", model, "-o", tmp_path / "engine", "--target", "rtx-ada", "--data",
+        "python:lengths:rows", "--profile", "batch=1:4:16", "--quiet", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    profiles = json.loads((tmp_path / "engine" / "plan.json").read_text())["profiles"]
+    assert [profile["sequence"]["largest"] for profile in profiles] == [30, 60, 90]
+    assert {profile["batch"]["largest"] for profile in profiles} == {16}
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -26,6 +26,12 @@ def command(
             " batch=1:1:8,sequence=1:64:128; repeat it for several profiles."
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Real inputs, as for calibration: their sizes make the profiles."),
+    ] = None,
+    buckets: Annotated[int, typer.Option(min=1, help="Profiles from the sizes of --data.")] = 3,
+    tokenizer: options.Tokenizer = None,
     compute_capability: Annotated[
         str, typer.Option(help="Of the NVIDIA GPUs it is for, such as 8.6,8.9.")
     ] = "",
@@ -73,6 +79,9 @@ def command(
         settings=SessionSettings(
             threads=threads, hint=cast("Literal['latency', 'throughput']", hint)
         ),
+        data=data,
+        tokenizer=tokenizer,
+        buckets=buckets,
         cache=cache_dir,
         time_limit_s=time_limit,
         fresh=fresh,

@@ -128,7 +128,7 @@ def choose_range(
     if not 2 <= bits <= 16:
         raise RecipeError(f"a grid has 2 to 16 bits, not {bits}")
     full = _balanced(_whole(statistics.low, statistics.high), symmetric=symmetric)
-    if statistics.count == 0 or full == (0.0, 0.0) or isinstance(method, MinMax):
+    if statistics.count == 0 or full == (0.0, 0.0):
         return full
     chosen = _chosen(statistics, method, full=full, bits=bits, symmetric=symmetric)
     low, high = _balanced(chosen, symmetric=symmetric)
@@ -159,6 +159,8 @@ def _chosen(
         return _percentile(histogram, method.percent / 100, symmetric=symmetric)
     if isinstance(method, Entropy):
         return _entropy(histogram, full, bits=bits, candidates=method.candidates)
+    if isinstance(method, MinMax):
+        return full
     return _least_squares(
         histogram, full, bits=bits, symmetric=symmetric, clipping_weight=method.clipping_weight
     )
