@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Plan:
     weights: str = ""
 
     def profile_for(self, feeds: Feeds) -> int:
-        """Index of the first profile that takes ``feeds``; 0 where every size is fixed.
+        """Index of the narrowest profile that takes ``feeds``; 0 where every size is fixed.
 
         Raises:
             InputError: There is none.
@@ -47,15 +48,23 @@ class Plan:
         if not self.profiles:
             return 0
         given = sizes(feeds, self.inputs)
-        for index, profile in enumerate(self.profiles):
-            if all(r.least <= given[name] <= r.largest for name, r in profile.items()):
-                return index
+        fitting = [i for i, profile in enumerate(self.profiles) if _takes(profile, given)]
+        if fitting:
+            return min(fitting, key=lambda index: _widest(self.profiles[index]))
         asked = ", ".join(f"{name} {size}" for name, size in given.items())
         raise InputError(
             f"no optimisation profile takes {asked}; the engine was built for"
             f" {' or '.join(map(describe_profile, self.profiles))}",
             hint="Build it again with such a --profile, or give other sizes.",
         )
+
+
+def _takes(profile: Profile, given: Mapping[str, int]) -> bool:
+    return all(r.least <= given[name] <= r.largest for name, r in profile.items())
+
+
+def _widest(profile: Profile) -> int:
+    return math.prod(r.largest for r in profile.values())
 
 
 def describe_profile(profile: Profile) -> str:
