@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -579,6 +582,40 @@ def test_the_check_that_nothing_is_deserialised_can_fail(
 class Closable:
     def close(self) -> None:
         """Nothing to free."""
+
+
+EDGE = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"onnx", "onnxruntime", "torch", "typer", "rich", "pynvml"}:
+            raise ImportError(f"{name} is blocked", name=name)
+
+sys.meta_path.insert(0, Block())
+from pathlib import Path
+from equipoise.errors import IncompatibleError
+from equipoise.runtimes.protocol import SessionSettings
+from equipoise.runtimes.registry import session_opener
+
+try:
+    session_opener("tensorrt-rtx")(Path(sys.argv[1]), settings=SessionSettings())
+except IncompatibleError as error:
+    print(error.message)
+print(sorted({n.split(".")[1] for n in sys.modules if n.startswith("equipoise.")}))
+"""
+
+
+@GPU_HERE
+def test_a_device_needs_numpy_and_the_package_alone(engine: Path) -> None:
+    """Up to the GPU, which is missing here, nothing that makes engines is imported."""
+    command = [sys.executable, "-c", EDGE, str(engine / "engine.rtx")]
+    child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert child.returncode == 0, child.stderr
+    message, modules = child.stdout.splitlines()
+    assert "needs an NVIDIA driver and GPU" in message
+    light = {"errors", "extras", "fs", "progress", "record", "registry", "runtimes", "spec"}
+    assert set(ast.literal_eval(modules)) <= light
 
 
 # TensorRT, which is not in any index that these tests can reach.
