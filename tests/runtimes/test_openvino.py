@@ -26,6 +26,7 @@ from equipoise.targets.profiles import get_target
 openvino = pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
 
 from equipoise.runtimes.openvino.builder import BUILDER, notes_on  # noqa: E402
+from equipoise.runtimes.openvino.core import device_config, device_of  # noqa: E402
 from equipoise.runtimes.openvino.session import open_session  # noqa: E402
 
 PLAIN = SessionSettings()
@@ -295,8 +296,18 @@ def test_what_is_no_device_is_a_usage_error(conv_onnx: Path, tmp_path: Path) -> 
         open_session(built(conv_onnx, tmp_path), settings=settings)
 
 
-def test_devices_named_in_order_share_a_model(conv_onnx: Path, tmp_path: Path) -> None:
-    """The CPU alone, by its name."""
+def test_several_devices_share_a_model_in_their_order() -> None:
+    """One goes by its own name; settings of the CPU are for that alone."""
+    shared = SessionSettings(providers=("GPU.1", "CPU"))
+    assert device_of(shared) == "HETERO:GPU.1,CPU"
+    assert device_config(shared) == {"PERFORMANCE_HINT": "LATENCY"}
+    assert device_of(SessionSettings(providers=("NPU",))) == "NPU"
+    gpu = device_config(SessionSettings(providers=("GPU",), hint="throughput"))
+    assert gpu == {"PERFORMANCE_HINT": "THROUGHPUT", "EXECUTION_MODE_HINT": "ACCURACY"}
+
+
+def test_the_cpu_can_be_named(conv_onnx: Path, tmp_path: Path) -> None:
+    """It is what runs when nothing is."""
     settings = SessionSettings(providers=("CPU",))
     feeds = {"x": np.ones((2, 1, 8, 8), np.float32)}
     with (
