@@ -88,19 +88,19 @@ def command(
         f"bundle  {output / 'bundle'}",
         f"report  {output / 'report.html'}",
         "",
-        "Run it on the device, with numpy and onnxruntime alone:",
-        "",
         *_snippet(output / "bundle"),
     )
 
 
 def _snippet(bundle: Path) -> tuple[str, ...]:
-    """The three lines of Python that run a bundle."""
+    """The three lines of Python that run a bundle, and what they need."""
     from equipoise.bundle.manifest import read_manifest
 
-    inputs = read_manifest(bundle).inputs
-    feeds = ", ".join(f'"{spec.name}": {spec.name}' for spec in inputs)
+    manifest = read_manifest(bundle)
+    feeds = ", ".join(f'"{spec.name}": {spec.name}' for spec in manifest.inputs)
     return (
+        f"Run it on the device, with numpy and {manifest.engine.runtime} alone:",
+        "",
         "    import equipoise",
         f'    session = equipoise.load("{bundle}")',
         f"    outputs = session.run({{{feeds}}})",
