@@ -119,6 +119,7 @@ def _hint(refusals: tuple[Refusal, ...], flavor: Flavor) -> str:
     if any(word in refusal.why for refusal in refusals for word in _OTHER_TARGET):
         return (
             "It takes signed integers with zero point 0 and float biases alone. Quantise the float"
-            f" model for it: equipoise quantize --target {flavor.name}."
+            f" model for it: equipoise quantize --target {flavor.name}. `equipoise fit` lists every"
+            " such node."
         )
     return "Export the model with other operators, or leave this part of it out."
