@@ -17,6 +17,7 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "PIL": "pillow",
     "tensorrt_rtx": "tensorrt-rtx-cu13",
+    "pynvml": "nvidia-ml-py",
 }
 
 

@@ -146,7 +146,8 @@ def test_profiles_are_data() -> None:
     ("name", "flags", "words"),
     [
         ("tensorrt", (), "needs the runtime 'tensorrt'"),
-        ("qnn-htp", (), "needs the runtime 'qnn'"),
+        ("rk3588", (), "needs the runtime 'rknn'"),
+        ("qnn-htp", (), "is no 'qnn-htp'"),
         ("arm64", (), "is no 'arm64'"),
         ("raspberry-pi-5", (), "is no 'raspberry-pi-5'"),
         ("x86-vnni", (), "is no 'x86-vnni'"),

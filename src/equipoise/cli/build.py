@@ -47,6 +47,17 @@ def command(
         bool, typer.Option("--strip-weights", help="Leave the weights out of the engine.")
     ] = False,
     hint: Annotated[str, typer.Option(help="latency or throughput.")] = "latency",
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Execution provider or device instead of the target's, options after a colon:"
+            " CUDAExecutionProvider:device_id=0; repeat it for several."
+        ),
+    ] = None,
+    exact_integers: Annotated[
+        bool,
+        typer.Option("--exact-integers", help="No saturation on CPUs without VNNI; slower."),
+    ] = False,
     timing_cache: Annotated[
         Path | None, typer.Option(help="File in which kernel timings are kept.")
     ] = None,
@@ -77,7 +88,10 @@ def command(
             strip_weights=strip_weights,
         ),
         settings=SessionSettings(
-            threads=threads, hint=cast("Literal['latency', 'throughput']", hint)
+            threads=threads,
+            hint=cast("Literal['latency', 'throughput']", hint),
+            providers=tuple(provider or ()),
+            exact_integers=exact_integers,
         ),
         data=data,
         tokenizer=tokenizer,
