@@ -15,10 +15,10 @@ from typing import Any, Final, Literal
 
 from equipoise import extras, onnxio
 from equipoise.graph.cost import ModelCost, NodeCost, analyze
+from equipoise.measure.peaks import measured_peaks
 from equipoise.runtimes.registry import BUILDERS, builder
 from equipoise.spec import TensorSpec
 from equipoise.targets.machine import detect_machine
-from equipoise.targets.peaks import measured_peaks
 from equipoise.targets.profile import Figure, Target
 from equipoise.targets.profiles import get_target, is_here
 

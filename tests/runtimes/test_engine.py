@@ -81,3 +81,13 @@ def test_what_is_not_as_it_was_is_never_opened(
     with pytest.raises(kind) as caught:
         open_engine(engine)
     assert words in str(caught.value)
+
+
+def test_a_bundle_vouches_for_what_lies_beside_its_engine(engine: Path) -> None:
+    """There are other files in it; those of the engine are checked all the same."""
+    (engine / "manifest.json").write_text("{}")
+    (engine / "golden.npz").write_bytes(b"x")
+    assert read_engine_manifest(engine).target == "cpu"
+    _changed(engine)
+    with pytest.raises(IntegrityError, match="not what its hash says"):
+        read_engine_manifest(engine)

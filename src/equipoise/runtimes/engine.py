@@ -19,6 +19,8 @@ from equipoise.runtimes.registry import session_opener
 
 ENGINE_MANIFEST: Final = "engine.json"
 FORMAT: Final = 1
+_BUNDLE_MANIFEST: Final = "manifest.json"
+"""In a bundle, that file vouches for what lies beside the engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,8 @@ def read_engine_manifest(directory: Path) -> EngineManifest:
     """Read the manifest of an engine, and check that every file is what its hash says.
 
     Raises:
-        IntegrityError: There is none, or a file is missing, extra, a link, or different.
+        IntegrityError: There is none, or a file is missing, extra (but in a bundle), a link, or
+            different.
         IncompatibleError: It is of a later format.
     """
     path = directory / ENGINE_MANIFEST
@@ -124,6 +127,8 @@ def open_engine(directory: Path, *, settings: SessionSettings | None = None) -> 
 
 def _check_files(directory: Path, manifest: EngineManifest) -> None:
     present = _names(directory) - {ENGINE_MANIFEST}
+    if _BUNDLE_MANIFEST in present:
+        present &= set(manifest.files)
     for name in sorted(present ^ set(manifest.files)):
         state = "missing" if name in manifest.files else "not listed in its manifest"
         raise IntegrityError(f"{directory}: {name} is {state}")
