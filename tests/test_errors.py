@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import suppress
 
 import pytest
 
@@ -29,7 +30,6 @@ CODES = {
     "OutputError": 7,
     "LockError": 8,
     "BackendError": 9,
-    "InterruptedRunError": 130,
 }
 
 
@@ -45,6 +45,13 @@ def classes() -> dict[str, type[EquipoiseError]]:
 def test_every_error_has_its_exit_code() -> None:
     """Scripts depend on these numbers."""
     assert {name: cls.exit_code for name, cls in classes().items()} == CODES
+
+
+def test_a_signal_is_not_swallowed_with_errors() -> None:
+    """Libraries suppress every Exception in places where a signal may arrive."""
+    with pytest.raises(errors.InterruptedRunError) as caught, suppress(Exception):
+        raise errors.InterruptedRunError("stopped", hint="again", exit_code=143)
+    assert caught.value.exit_code == 143
 
 
 def test_the_drawn_tree_is_the_tree() -> None:

@@ -18,8 +18,12 @@
     ├── ResourceError               7   disk, memory or time ran out
     │   └── OutputError                 a place that cannot be written
     ├── LockError                   8   another process holds the lock
-    ├── BackendError                9   a child process or vendor library died
-    └── InterruptedRunError       130   stopped by a signal; the same command goes on
+    └── BackendError                9   a child process or vendor library died
+
+    InterruptedRunError           130   stopped by a signal; the same command goes on
+
+The last is no Exception: whoever swallows those, as importlib.metadata does while it looks through
+directories, would swallow the signal with them.
 
 The number is the exit code of the command line, inherited down the tree. A message says what
 failed, on which file, tensor or value, and what is allowed; ``hint`` says what to do next.
@@ -138,10 +142,18 @@ class BackendError(EquipoiseError):
     exit_code = 9
 
 
-class InterruptedRunError(EquipoiseError):
-    """The run was stopped by a signal. Finished stages are kept."""
+class InterruptedRunError(BaseException):
+    """The run was stopped by a signal. Finished stages are kept.
 
-    exit_code = 130
+    Args:
+        message: Which signal.
+        hint: What to do next.
+        exit_code: 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str, *, hint: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.message, self.hint, self.exit_code = message, hint, exit_code
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UsageError:

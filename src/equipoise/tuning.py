@@ -15,7 +15,6 @@ from equipoise.data.readers.base import split_form
 from equipoise.errors import (
     AccuracyError,
     EquipoiseError,
-    InterruptedRunError,
     LockError,
     OutputError,
     RecipeError,
@@ -41,7 +40,7 @@ _FREE_BYTES: Final = 64 << 20
 _VERSIONS: Final = (
     "equipoise", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers"
 )  # fmt: skip
-_NOT_THE_CANDIDATES: Final = (InterruptedRunError, LockError, OutputError)
+_NOT_THE_CANDIDATES: Final = (LockError, OutputError)
 """Errors that end the run: they say nothing about the candidate that met them."""
 
 

@@ -81,11 +81,11 @@ def _group(
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    error = InterruptedRunError(
-        f"stopped by {signal.Signals(number).name}", hint="The same command goes on where it was."
+    raise InterruptedRunError(
+        f"stopped by {signal.Signals(number).name}",
+        hint="The same command goes on where it was.",
+        exit_code=_SIGNAL_BASE + number,
     )
-    error.exit_code = _SIGNAL_BASE + number
-    raise error
 
 
 def main() -> None:
@@ -95,6 +95,9 @@ def main() -> None:
             signal.signal(number, _stop)
     try:
         code = app(standalone_mode=False)
+    except InterruptedRunError as stop:
+        _say(stop.message, hint=stop.hint)
+        code = stop.exit_code
     except Exception as error:  # noqa: BLE001 - the last place before a traceback
         code = _report(error)
     sys.exit(code if isinstance(code, int) else 0)
