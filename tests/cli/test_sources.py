@@ -139,6 +139,7 @@ def test_bundle_runs_on_text_and_checks_against_pytorch(tagged, equipoise) -> No
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_sequence_classifier_is_exported_from_json_lines(tmp_path: Path, equipoise) -> None:
     """Pairs of texts go in; token types stay out of a model that takes none."""
     model = _distilbert(tmp_path / "model")

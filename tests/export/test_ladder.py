@@ -202,7 +202,7 @@ def test_a_module_that_nothing_can_export_has_a_line_per_exporter(
     assert all("not to be exported" in line for line in lines[1:])
 
 
-@pytest.mark.parametrize("opset", [13, 18, 23])
+@pytest.mark.parametrize("opset", [pytest.param(13, marks=pytest.mark.slow), 18, 23])
 def test_opset_is_what_was_asked_for(place: Path, tmp_path: Path, opset: int) -> None:
     """Read back from the file; an exporter that silently misses it is passed over."""
     record = run(place, "Net", tmp_path / "out", opset=opset)
@@ -210,12 +210,14 @@ def test_opset_is_what_was_asked_for(place: Path, tmp_path: Path, opset: int) ->
     assert onnx.load(tmp_path / "out/model.onnx").opset_import[0].version == opset
 
 
+@pytest.mark.slow
 def test_an_opset_that_no_exporter_gives_is_incompatible(place: Path, tmp_path: Path) -> None:
     """It is not written under another number."""
     with pytest.raises(IncompatibleError, match="opset 99"):
         run(place, "Net", tmp_path / "out", opset=99)
 
 
+@pytest.mark.slow
 def test_an_ir_version_above_the_targets_is_incompatible(place: Path, tmp_path: Path) -> None:
     """Opset 23 needs IR version 11."""
     with pytest.raises(IncompatibleError, match="IR version"):
