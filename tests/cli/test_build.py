@@ -155,7 +155,7 @@ def test_fit_estimates_and_says_what_it_rests_on(workbench, equipoise) -> None:
     assert "measured here" in here["estimate"]["peak"]["source"]
     shown = equipoise("fit", workbench.model, "--target", "jetson-orin-nano").stdout
     assert "ms estimated" in shown
-    assert "102 GB/s (NVIDIA" in shown
+    assert "102 GB/s (brojo" in shown
     assert "not checked" in shown
     shown = equipoise("fit", workbench.model, "--target", "web-wasm").stdout
     assert "not estimated: no figures" in shown

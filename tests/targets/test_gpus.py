@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -41,13 +42,11 @@ def _library(**calls: object) -> SimpleNamespace:
     )
 
 
-def test_the_real_library_answers_on_this_machine() -> None:
-    """With what the driver says, or with nothing where there is none."""
+def test_the_real_library_finds_gpus_where_a_driver_is_loaded() -> None:
+    """And none elsewhere; the kernel says whether there is a driver."""
     if not extras.installed("pynvml"):
         pytest.skip("the extra 'nvidia' is not installed")
-    for gpu in detect_gpus():
-        assert gpu.memory_bytes > 1 << 30
-        assert "." in gpu.compute_capability
+    assert bool(detect_gpus()) == Path("/proc/driver/nvidia/version").exists()
 
 
 def test_a_fake_library_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
