@@ -114,7 +114,7 @@ def test_a_device_imports_only_the_edge_of_equipoise(bundle: Path) -> None:
     """The closure of a running bundle holds nothing that makes, measures or searches."""
     child = run_python(BLOCK + RUN, str(bundle))
     ours = {name.split(".")[1] for name in json.loads(child.stdout)["ours"]}
-    allowed = {"errors", "record", "spec", "fs", "extras", "registry", "data", "bundle"}
+    allowed = {"errors", "record", "spec", "fs", "extras", "registry", "data", "bundle", "vouching"}
     assert ours <= allowed | {"deploy", "runtimes"}
 
 

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "equipoise"
 
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors", "record", "spec", "fs", "extras", "registry", "progress"),
-    1: ("targets", "bundle", "data", "onnxio", "stages", "isolation"),
+    1: ("targets", "vouching", "bundle", "data", "onnxio", "stages", "isolation"),
     2: ("runtimes",),
     3: ("graph", "parity", "measure", "deploy", "testing"),
     4: ("export", "quantize"),
@@ -34,8 +34,8 @@ PEERS: dict[str, set[str]] = {
     "extras": {"errors"},
     "registry": {"errors"},
     "stages": {"isolation"},
-    "bundle": {"data"},
-    "measure": {"parity"},
+    "bundle": {"data", "vouching"},
+    "measure": {"graph", "parity"},
     "search": {"recipe"},
     "report": {"search"},
     "pipeline": {"recipe"},

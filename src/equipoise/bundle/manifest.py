@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from equipoise import fs, record
 from equipoise.data.preprocessing import ImagePreprocessing
-from equipoise.errors import DataError, IncompatibleError, IntegrityError
+from equipoise.errors import DataError, IntegrityError
 from equipoise.spec import TensorSpec
+from equipoise.vouching import check_files, check_format, files_below
 
 MANIFEST_FILE: Final = "manifest.json"
 FORMAT: Final = 1
@@ -87,24 +87,11 @@ def read_manifest(directory: Path) -> Manifest:
             hint="Give the bundle directory that equipoise tune wrote.",
         )
     text = fs.read_text(path, error=IntegrityError)
-    _check_format(text, path)
+    check_format(text, path, newest=FORMAT)
     try:
         return record.loads(Manifest, text, where=str(path), error=IntegrityError)
     except DataError as error:  # steps of preprocessing that contradict each other
         raise IntegrityError(f"{path}: {error.message}") from error
-
-
-def _check_format(text: str, path: Path) -> None:
-    try:
-        found = record.parse(text)
-    except ValueError as error:
-        raise IntegrityError(f"{path} is no JSON: {error}") from error
-    version = found.get("format") if isinstance(found, dict) else None
-    if isinstance(version, int) and version > FORMAT:
-        raise IncompatibleError(
-            f"{path} has format {version}; this equipoise reads up to {FORMAT}",
-            hint="Update equipoise on this device.",
-        )
 
 
 def verify(directory: Path, manifest: Manifest) -> None:
@@ -113,24 +100,6 @@ def verify(directory: Path, manifest: Manifest) -> None:
     Raises:
         IntegrityError: Names the file that is missing, extra, a link, or different.
     """
-    present = {str(path.relative_to(directory)) for path in _files(directory)}
-    for name in sorted(present - set(manifest.files) - {MANIFEST_FILE}):
-        raise IntegrityError(f"{directory}: {name} is not listed in the manifest")
-    for name, expected in sorted(manifest.files.items()):
-        if name not in present:
-            raise IntegrityError(f"{directory}: {name} is missing")
-        if fs.sha256_file(directory / name) != expected:
-            raise IntegrityError(
-                f"{directory}: {name} is not what its hash says",
-                hint="Copy the bundle again; do not run it.",
-            )
-
-
-def _files(directory: Path) -> list[Path]:
-    found = []
-    for folder, folders, names in os.walk(directory):
-        for path in (Path(folder, name) for name in (*folders, *names)):
-            if path.is_symlink():
-                raise IntegrityError(f"{directory}: {path.relative_to(directory)} is a link")
-        found += [Path(folder, name) for name in names]
-    return found
+    present = files_below(directory) - {MANIFEST_FILE}
+    hint = "Copy the bundle again; do not run it."
+    check_files(directory, manifest.files, present=present, hint=hint)

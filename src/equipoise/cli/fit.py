@@ -11,7 +11,8 @@ import typer
 from equipoise.cli import console, options
 
 if TYPE_CHECKING:
-    from equipoise.fitting import Estimate, Fit
+    from equipoise.fitting import Fit
+    from equipoise.measure.roofline import Estimate
 
 _NOT_FITTING = 5
 

@@ -47,7 +47,9 @@ Tokenizer = Annotated[
 Labels = Annotated[
     str, typer.Option(help="Class names in index order, comma separated, if the source has none.")
 ]
-Target = Annotated[str, typer.Option(help="Target, or a .toml file of your own; see equipoise targets.")]
+Target = Annotated[
+    str, typer.Option(help="Target, or a .toml file of your own; see equipoise targets.")
+]
 Threads = Annotated[
     int | None, typer.Option(help="Threads per operator; all usable cores when not given.")
 ]

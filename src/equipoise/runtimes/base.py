@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
+from equipoise import extras
 from equipoise.errors import InputError, UsageError
+from equipoise.runtimes.protocol import Availability
 from equipoise.spec import Array, Feeds, TensorSpec, check_feeds, describe
+
+
+def package_availability(module: str, *, version: Callable[[], str]) -> Availability:
+    """Whether the package of a runtime is installed.
+
+    Args:
+        module: Its import name, one of ``extras.EXTRA_OF``.
+        version: Gives its version; called only when it is there.
+    """
+    if not extras.installed(module):
+        install = extras.install_line(extras.EXTRA_OF[module])
+        return Availability(available=False, reason=f"{module} is not installed", install=install)
+    return Availability(available=True, version=version())
 
 
 class Closing(ABC):

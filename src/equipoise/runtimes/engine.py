@@ -6,16 +6,16 @@ its bytes have been checked.
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from equipoise import fs, record
-from equipoise.errors import IncompatibleError, IntegrityError
+from equipoise.errors import IntegrityError
 from equipoise.runtimes.protocol import EngineRecord, Session, SessionSettings
 from equipoise.runtimes.registry import session_opener
+from equipoise.vouching import check_files, check_format, files_below
 
 ENGINE_MANIFEST: Final = "engine.json"
 FORMAT: Final = 1
@@ -75,7 +75,7 @@ def write_engine_manifest(
     directory: Path, made: EngineRecord, *, target: str, runtime: str, settings: SessionSettings
 ) -> EngineManifest:
     """Write the manifest of the engine that a builder left in ``directory``."""
-    names = _names(directory) - {ENGINE_MANIFEST}
+    names = files_below(directory) - {ENGINE_MANIFEST}
     manifest = EngineManifest(
         target=target,
         runtime=runtime,
@@ -103,12 +103,8 @@ def read_engine_manifest(directory: Path) -> EngineManifest:
             hint="Give the directory that `equipoise build` wrote, whole.",
         )
     text = fs.read_text(path, error=IntegrityError)
+    check_format(text, path, newest=FORMAT)
     found = record.loads(EngineManifest, text, where=str(path), error=IntegrityError)
-    if found.format > FORMAT:
-        raise IncompatibleError(
-            f"{path} has format {found.format}; this equipoise reads up to {FORMAT}",
-            hint="Update equipoise on this device.",
-        )
     _check_files(directory, found)
     return found
 
@@ -126,27 +122,10 @@ def open_engine(directory: Path, *, settings: SessionSettings | None = None) -> 
 
 
 def _check_files(directory: Path, manifest: EngineManifest) -> None:
-    present = _names(directory) - {ENGINE_MANIFEST}
+    present = files_below(directory) - {ENGINE_MANIFEST}
     if _BUNDLE_MANIFEST in present:
         present &= set(manifest.files)
-    for name in sorted(present ^ set(manifest.files)):
-        state = "missing" if name in manifest.files else "not listed in its manifest"
-        raise IntegrityError(f"{directory}: {name} is {state}")
-    for name, expected in manifest.files.items():
-        if fs.sha256_file(directory / name) != expected:
-            raise IntegrityError(
-                f"{directory}: {name} is not what its hash says",
-                hint="Build the engine again; do not run it.",
-            )
+    hint = "Build the engine again; do not run it."
+    check_files(directory, manifest.files, present=present, hint=hint)
     if manifest.engine.file not in manifest.files:
         raise IntegrityError(f"{directory}: no hash for the engine {manifest.engine.file}")
-
-
-def _names(directory: Path) -> set[str]:
-    found = set()
-    for folder, folders, names in os.walk(directory):
-        for path in (Path(folder, name) for name in (*folders, *names)):
-            if path.is_symlink():
-                raise IntegrityError(f"{directory}: {path.relative_to(directory)} is a link")
-        found |= {str(Path(folder, name).relative_to(directory)) for name in names}
-    return found

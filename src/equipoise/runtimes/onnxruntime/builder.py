@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from equipoise import extras, fs, onnxio
 from equipoise.errors import IncompatibleError, SourceError
+from equipoise.runtimes.base import package_availability
 from equipoise.runtimes.onnxruntime.providers import CPU, place, wanted_providers
 from equipoise.runtimes.onnxruntime.session import open_inference_session, session_options
 from equipoise.runtimes.protocol import (
@@ -41,13 +42,9 @@ class OnnxRuntimeBuilder:
 
     def availability(self) -> Availability:
         """Whether onnxruntime is installed."""
-        if not extras.installed("onnxruntime"):
-            return Availability(
-                available=False,
-                reason="onnxruntime is not installed",
-                install=extras.install_line("ort"),
-            )
-        return Availability(available=True, version=str(extras.require("onnxruntime").__version__))
+        return package_availability(
+            "onnxruntime", version=lambda: str(extras.require("onnxruntime").__version__)
+        )
 
     def build(
         self,

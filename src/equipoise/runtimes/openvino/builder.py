@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from equipoise import extras, fs, onnxio, record
 from equipoise.errors import SourceError
+from equipoise.runtimes.base import package_availability
 from equipoise.runtimes.openvino.core import (
     SPECS,
     Specs,
@@ -40,13 +41,7 @@ class OpenVinoBuilder:
 
     def availability(self) -> Availability:
         """Whether openvino is installed."""
-        if not extras.installed("openvino"):
-            return Availability(
-                available=False,
-                reason="openvino is not installed",
-                install=extras.install_line("openvino"),
-            )
-        return Availability(available=True, version=version())
+        return package_availability("openvino", version=version)
 
     def build(
         self,

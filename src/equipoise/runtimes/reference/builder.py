@@ -8,6 +8,7 @@ from typing import Final
 
 from equipoise import extras, fs, onnxio
 from equipoise.errors import SourceError
+from equipoise.runtimes.base import package_availability
 from equipoise.runtimes.protocol import (
     Availability,
     BuildSettings,
@@ -24,13 +25,7 @@ class ReferenceBuilder:
 
     def availability(self) -> Availability:
         """Whether onnx is installed."""
-        if not extras.installed("onnx"):
-            return Availability(
-                available=False,
-                reason="onnx is not installed",
-                install=extras.install_line("tune"),
-            )
-        return Availability(available=True, version=str(extras.require("onnx").__version__))
+        return package_availability("onnx", version=lambda: str(extras.require("onnx").__version__))
 
     def build(
         self,
