@@ -20,6 +20,7 @@ CODES = {
     "RecipeError": 3,
     "NonFiniteError": 3,
     "IntegrityError": 4,
+    "SignatureError": 4,
     "IncompatibleError": 5,
     "MissingExtraError": 5,
     "NotMetError": 6,

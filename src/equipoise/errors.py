@@ -9,6 +9,7 @@
     │   ├── RecipeError                 settings read from a file
     │   └── NonFiniteError              NaN or infinity where numbers are needed
     ├── IntegrityError              4   a file that is not what its hash says
+    │   └── SignatureError              a signature that is missing, wrong, or not to be trusted
     ├── IncompatibleError           5   this machine, version or target cannot do it
     │   └── MissingExtraError           a package that is not installed
     ├── NotMetError                 6   the result is not good enough
@@ -90,6 +91,20 @@ class IntegrityError(EquipoiseError):
     """A file is missing, extra or different from what its hash says."""
 
     exit_code = 4
+
+
+class SignatureError(IntegrityError):
+    """A signature is missing, is not of the form that is accepted, or does not vouch for the files.
+
+    Args:
+        message: As of the base.
+        hint: As of the base.
+        kind: Which of these, in one word; ``bundle/signature.py`` lists them.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", kind: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
 
 
 class IncompatibleError(EquipoiseError):

@@ -30,6 +30,8 @@ EXTRA_OF: Final[dict[str, str]] = {
     "tensorrt_rtx": "tensorrt",
     "pynvml": "nvidia",
     "accelerate": "distributed",
+    "cryptography": "verify",
+    "model_signing": "sign",
 }
 """Import name of each optional package -> the extra of equipoise that installs it."""
 
