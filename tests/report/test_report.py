@@ -32,8 +32,8 @@ def candidate(name: str, *, speed: float, verdict="accepted", reason="fine") -> 
         load_ms=80.0,
         parity=(
             OutputParity(
-                name="logits", max_abs=0.2, scale=9.0, sqnr_db=None, cosine=0.999,
-                top1_agreement=0.99,
+                name="logits", max_abs=0.2, max_rel=0.1, excess=0.2, scale=9.0, sqnr_db=None,
+                cosine=0.999, least_cosine=0.99, top1_agreement=0.99,
             ),
         ),
         kernels={"MatMul": 3},

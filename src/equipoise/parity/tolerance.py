@@ -15,6 +15,25 @@ from equipoise.spec import Array
 NOISE_FACTOR: Final = 32.0
 """Another order of summation moves a float32 result by a few noise floors; 32 is beyond that."""
 
+PRECISION_FACTORS: Final = {
+    "float32": NOISE_FACTOR,
+    "float16": 2.0**15,
+    "bfloat16": 2.0**18,
+    "int8": 2.0**18,
+    "int4": 2.0**20,
+}
+"""Precision of an engine -> allowed difference in float32 noise floors.
+
+A model magnifies a rounding of its arithmetic by its own factor, which the float32 floor shows. So
+another arithmetic is expected at the floor times the ratio of its unit roundoff to float32's
+(Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 2.1): 2^13 for float16, 2^16
+for bfloat16 and for 8 bits, whose step is 2^-8 of a range, 2^20 for 4. Four times that is allowed,
+and once for 4 bits, which round weights alone. benchmarks/parity.py measures the ratios.
+"""
+
+_MOST_SHARES: Final = {"float16": 2.0**-4, "bfloat16": 2.0**-3, "int8": 2.0**-2}
+"""Precision -> allowed difference over the largest value, whatever the floor; else a half."""
+
 _LEAST_RELATIVE: Final = 1e-6
 """Eight units in the last place of float32: models whose floor happens to be measured as zero."""
 
@@ -38,12 +57,21 @@ class Tolerance:
 
 
 def tolerances(
-    float32: Iterable[Mapping[str, Array]], float64: Iterable[Mapping[str, Array]]
+    float32: Sequence[Mapping[str, Array]],
+    float64: Sequence[Mapping[str, Array]],
+    *,
+    again: Sequence[Mapping[str, Array]] = (),
 ) -> tuple[Tolerance, ...]:
     """Tolerances from the same samples computed in float32 and in float64.
 
     ``atol = max(32 * floor, 1e-6 * largest reference value)``, and never above a hundredth of the
     largest reference value: a model that noisy has a fault of its own.
+
+    Args:
+        float32: Outputs of the samples.
+        float64: The same samples in float64.
+        again: Some of the samples in float32 once more, the first ones: the floor is no lower than
+            what they differ by from one run to the next.
     """
     floors: dict[str, float] = {}
     scales: dict[str, float] = {}
@@ -52,6 +80,10 @@ def tolerances(
             difference = np.abs(single[name].astype(np.float64) - exact)
             floors[name] = max(floors.get(name, 0.0), float(difference.max(initial=0.0)))
             scales[name] = max(scales.get(name, 0.0), float(np.abs(exact).max(initial=0.0)))
+    for first, second in zip(float32, again, strict=False):
+        for name, array in second.items():
+            difference = np.abs(array.astype(np.float64) - first[name].astype(np.float64))
+            floors[name] = max(floors[name], float(difference.max(initial=0.0)))
     return tuple(
         Tolerance(
             output=name,
@@ -73,7 +105,7 @@ def relative_tolerances(
 ) -> tuple[Tolerance, ...]:
     """Tolerances without a float64 model.
 
-    The floor is sixteen units in the last place of the largest value, or the difference to
+    The floor is four units in the last place of the largest value, or the difference to
     ``again``, the same samples computed in another order, if that is larger.
     """
     scales: dict[str, float] = {}
@@ -86,12 +118,26 @@ def relative_tolerances(
         for name, array in outputs.items():
             difference = np.abs(array.astype(np.float64) - other[name].astype(np.float64))
             spreads[name] = max(spreads.get(name, 0.0), float(difference.max(initial=0.0)))
-    unit = float(np.finfo(np.float32).eps) * 16
+    unit = float(np.finfo(np.float32).eps) * 4
     floors = {name: max(unit * scale, spreads.get(name, 0.0)) for name, scale in scales.items()}
     return tuple(
         Tolerance(output=name, floor=floor, atol=NOISE_FACTOR * max(floor, unit * 1e-6))
         for name, floor in floors.items()
     )
+
+
+def allowed_difference(tolerance: Tolerance, *, precision: str, scale: float) -> float:
+    """How far an engine of some precision may be from the reference: :data:`PRECISION_FACTORS`.
+
+    Args:
+        tolerance: Of the float32 model; its ``atol`` is allowed in any case.
+        precision: A key of :data:`PRECISION_FACTORS`.
+        scale: Largest absolute value of the reference.
+    """
+    if precision == "float32":
+        return tolerance.atol
+    most = _MOST_SHARES.get(precision, 0.5) * scale
+    return max(tolerance.atol, min(PRECISION_FACTORS[precision] * tolerance.floor, most))
 
 
 def check_parity(
