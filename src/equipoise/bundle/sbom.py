@@ -191,7 +191,7 @@ def _package(name: str, version: str, *, scope: str, on_pypi: bool = True) -> di
 
 
 def _purl(name: str, version: str) -> str:
-    """Package URL, https://github.com/package-url/purl-spec; names on PyPI as PEP 503 has them.
+    """Package URL, https://github.com/package-url/purl-spec. On PyPI, `_` in names is `-`.
 
     equipoise itself is taken from wherever its user has it.
     """
