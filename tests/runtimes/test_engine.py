@@ -12,7 +12,12 @@ from equipoise import testing
 from equipoise.errors import IncompatibleError, IntegrityError
 from equipoise.runtimes import engine as engines
 from equipoise.runtimes.build import BuildConfig, build
-from equipoise.runtimes.engine import ENGINE_MANIFEST, open_engine, read_engine_manifest
+from equipoise.runtimes.engine import (
+    ENGINE_MANIFEST,
+    manifest_sha256,
+    open_engine,
+    read_engine_manifest,
+)
 from equipoise.runtimes.protocol import SessionSettings
 
 
@@ -53,8 +58,15 @@ def _changed(engine: Path) -> None:
 
 
 def _edited(engine: Path, **fields: object) -> None:
+    """Change the manifest as somebody would who knows of its own hash."""
     path = engine / ENGINE_MANIFEST
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    found = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({**found, "sha256": manifest_sha256(found)}))
+
+
+def _silently(engine: Path) -> None:
+    path = engine / ENGINE_MANIFEST
+    path.write_text(path.read_text().replace('"threads": 2', '"threads": 3'))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +79,8 @@ def _edited(engine: Path, **fields: object) -> None:
         (lambda e: (e / "link").symlink_to(e / "engine.onnx"), IntegrityError, "link is a link"),
         (lambda e: (e / ENGINE_MANIFEST).unlink(), IntegrityError, "has no engine.json"),
         (lambda e: (e / ENGINE_MANIFEST).write_text("{"), IntegrityError, "engine.json"),
+        (lambda e: (e / ENGINE_MANIFEST).write_text("[1]"), IntegrityError, "its own hash"),
+        (_silently, IntegrityError, "its own hash"),
         (lambda e: _edited(e, format=99), IncompatibleError, "format 99"),
         (lambda e: _edited(e, colour="red"), IntegrityError, "unknown key 'colour'"),
         (lambda e: _edited(e, files={}), IntegrityError, "not listed"),

@@ -32,7 +32,11 @@ from equipoise.quantize.schemes import Quantization, StaticInt8
 from equipoise.quantize.weight_only import WeightOnly
 from equipoise.quantizing import QuantizeRequest, quantize_model
 from equipoise.runtimes.build import BuildConfig, build
-from equipoise.runtimes.engine import ENGINE_MANIFEST, read_engine_manifest
+from equipoise.runtimes.engine import (
+    ENGINE_MANIFEST,
+    manifest_sha256,
+    read_engine_manifest,
+)
 from equipoise.runtimes.protocol import (
     BuildSettings,
     EngineRecord,
@@ -468,12 +472,13 @@ def copy(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def edit_manifest(directory: Path, **changes: Any) -> None:
-    """Change fields of the manifest, which has no hash of its own."""
+    """Change fields of the manifest, and its own hash with them."""
     path = directory / ENGINE_MANIFEST
     found = json.loads(path.read_text())
     own = {k: v for k, v in changes.items() if k in found}
     found["engine"].update({k: v for k, v in changes.items() if k not in own})
-    path.write_text(json.dumps(found | own))
+    found |= own
+    path.write_text(json.dumps(found | {"sha256": manifest_sha256(found)}))
 
 
 def open_it(directory: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -102,22 +102,26 @@ def _check_row(row: Mapping[str, Array], columns: tuple[Column, ...], *, index: 
 
 
 class Rows(Sequence[dict[str, Array]]):
-    """Rows written by :func:`write_rows`, read on demand. A slice of them is read at once."""
+    """Rows written by :func:`write_rows`, read on demand. A slice of them is read at once.
+
+    Raises:
+        DataError: A file is missing, or is not what ``rows.json`` says; names it.
+    """
 
     def __init__(self, directory: Path) -> None:
         text = fs.read_text(directory / "rows.json", error=DataError)
         where = str(directory / "rows.json")
         self.header = record.loads(RowsHeader, text, where=where, error=DataError)
+        columns = list(enumerate(self.header.columns))
+        self._dtypes = [_dtype_of(column, where=where) for _, column in columns]
         self._shapes = [
-            np.load(directory / f"{i}.shapes.npy") for i in range(len(self.header.columns))
+            _read_shapes(directory / f"{i}.shapes.npy", (self.header.rows, column.rank))
+            for i, column in columns
         ]
-        self._values = [directory / f"{i}.bin" for i in range(len(self.header.columns))]
-        self._starts = [self._offsets(shapes) for shapes in self._shapes]
-
-    @staticmethod
-    def _offsets(shapes: Array) -> Array:
-        sizes = np.prod(shapes, axis=1, dtype=np.int64)
-        return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)])
+        self._values = [directory / f"{i}.bin" for i, _ in columns]
+        self._starts = [_offsets(shapes) for shapes in self._shapes]
+        for file, starts, dtype in zip(self._values, self._starts, self._dtypes, strict=True):
+            _check_size(file, int(starts[-1]) * dtype.itemsize)
 
     def __len__(self) -> int:
         return self.header.rows
@@ -138,7 +142,7 @@ class Rows(Sequence[dict[str, Array]]):
 
     def _array(self, column: int, index: int) -> Array:
         start, end = self._starts[column][index : index + 2].tolist()
-        dtype = np.dtype(self.header.columns[column].dtype)
+        dtype = self._dtypes[column]
         # Pages of a memory map would count as memory of this process, row after row.
         values = np.fromfile(
             self._values[column], dtype=dtype, count=end - start, offset=start * dtype.itemsize
@@ -153,6 +157,44 @@ class Rows(Sequence[dict[str, Array]]):
         index = [c.name for c in self.header.columns].index(name)
         shapes: Array = self._shapes[index]
         return shapes
+
+
+def _dtype_of(column: Column, *, where: str) -> np.dtype[Any]:
+    """The type of the values of ``column``: numbers, and nothing that would be unpickled."""
+    try:
+        dtype = np.dtype(column.dtype)
+    except TypeError as error:
+        raise DataError(
+            f"{where}: {column.name!r} has the type {column.dtype!r}: {error}"
+        ) from error
+    if dtype.kind not in "biuf" or column.rank < 0:
+        raise DataError(
+            f"{where}: {column.name!r} is {column.dtype} with {column.rank} dimensions; numbers are"
+            " needed"
+        )
+    return dtype
+
+
+def _read_shapes(file: Path, expected: tuple[int, int]) -> Array:
+    """int64 [rows, rank] from ``file``, no number of them negative."""
+    try:
+        shapes: Array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{file} holds no shapes: {error}") from error
+    if shapes.shape != expected or shapes.dtype != np.int64 or (shapes < 0).any():
+        raise DataError(f"{file} holds {describe(shapes)}; int64{list(expected)} is needed")
+    return shapes
+
+
+def _offsets(shapes: Array) -> Array:
+    sizes = np.prod(shapes, axis=1, dtype=np.int64)
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)])
+
+
+def _check_size(file: Path, expected: int) -> None:
+    held = file.stat().st_size if file.is_file() else 0
+    if held != expected:
+        raise DataError(f"{file} has {held} bytes; its shapes take {expected}")
 
 
 def equal_shapes(rows: Rows, *, most: int) -> list[int]:

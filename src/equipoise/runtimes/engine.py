@@ -6,7 +6,9 @@ its bytes have been checked.
 
 from __future__ import annotations
 
+import hashlib
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -35,6 +37,8 @@ class EngineManifest:
         platform: System and architecture of the machine that built it.
         settings: How it runs.
         files: File name -> SHA-256 of every other file.
+        sha256: Of all the other fields, in canonical JSON: a bit that turned over in the manifest
+            itself is found. It is no signature: who can write the directory can write this too.
     """
 
     format: int = FORMAT
@@ -44,6 +48,7 @@ class EngineManifest:
     platform: str
     settings: SessionSettings = field(default_factory=SessionSettings)
     files: dict[str, str]
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +89,25 @@ def write_engine_manifest(
         settings=settings,
         files={name: fs.sha256_file(directory / name) for name in sorted(names)},
     )
+    manifest = replace(manifest, sha256=manifest_sha256(manifest))
     fs.write_json(directory / ENGINE_MANIFEST, manifest)
     return manifest
+
+
+def manifest_sha256(manifest: EngineManifest | Mapping[str, record.Json]) -> str:
+    """SHA-256 of every field but its own, whatever the format: ``sha256`` of a manifest."""
+    fields = record.to_json(manifest)
+    assert isinstance(fields, dict)  # noqa: S101  of a dataclass or a mapping
+    text = record.dumps({name: value for name, value in fields.items() if name != "sha256"})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_engine_manifest(directory: Path) -> EngineManifest:
     """Read the manifest of an engine, and check that every file is what its hash says.
 
     Raises:
-        IntegrityError: There is none, or a file is missing, extra (but in a bundle), a link, or
-            different.
+        IntegrityError: There is none, it is not as it was written, or a file is missing, extra (but
+            in a bundle), a link, or different.
         IncompatibleError: It is of a later format.
     """
     path = directory / ENGINE_MANIFEST
@@ -103,6 +117,7 @@ def read_engine_manifest(directory: Path) -> EngineManifest:
             hint="Give the directory that `equipoise build` wrote, whole.",
         )
     text = fs.read_text(path, error=IntegrityError)
+    _check_itself(text, path)
     check_format(text, path, newest=FORMAT)
     found = record.loads(EngineManifest, text, where=str(path), error=IntegrityError)
     _check_files(directory, found)
@@ -119,6 +134,20 @@ def open_engine(directory: Path, *, settings: SessionSettings | None = None) -> 
     manifest = read_engine_manifest(directory)
     engine = directory / manifest.engine.file
     return session_opener(manifest.runtime)(engine, settings=settings or manifest.settings)
+
+
+def _check_itself(text: str, path: Path) -> None:
+    """Before its format: a digit that turned over there does not make it one of the future."""
+    try:
+        found = record.parse(text)
+        expected = manifest_sha256(found) if isinstance(found, dict) else ""
+    except ValueError as error:  # no JSON, or text that is no Unicode
+        raise IntegrityError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict) or found.get("sha256") != expected:
+        raise IntegrityError(
+            f"{path} is not what it was: its own hash says something else",
+            hint="Build the engine again; do not run it.",
+        )
 
 
 def _check_files(directory: Path, manifest: EngineManifest) -> None:

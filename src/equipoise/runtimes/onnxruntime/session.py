@@ -88,10 +88,7 @@ class OnnxRuntimeSession(BaseSession):
         self._session = open_inference_session(
             engine, options=session_options(settings), providers=settings.providers
         )
-        super().__init__(
-            tuple(_spec(value) for value in self._session.get_inputs()),
-            tuple(_spec(value) for value in self._session.get_outputs()),
-        )
+        super().__init__(*_specs(self._session, engine))
         self._names = [spec.name for spec in self.outputs]
         # The method of the class around it looks again at what has been looked at here, which on
         # a small model takes a fifth of the time.
@@ -142,6 +139,17 @@ class OnnxRuntimeSession(BaseSession):
         """Free the engine."""
         super().close()
         self._session = self._call = None
+
+
+def _specs(session: Any, engine: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Specs of inputs and outputs. Raises SourceError for a name that is no text."""
+    try:
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        return tuple(map(_spec, inputs)), tuple(map(_spec, outputs))
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{engine}: a name of an input, an output or a dimension is no UTF-8: {error}"
+        ) from error
 
 
 def _spec(value: Any) -> TensorSpec:

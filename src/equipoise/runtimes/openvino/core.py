@@ -124,11 +124,12 @@ def read_ir(engine: Path) -> Any:
         # Other frontends of OpenVINO guess at what is no IR, and write to stderr.
         if b"<net " not in file.read(_IR_HEAD_BYTES):
             raise SourceError(f"{engine} is no OpenVINO IR", hint="Build the engine again.")
+    weights = engine.with_suffix(".bin")
     try:
-        return core().read_model(engine, engine.with_suffix(".bin"))
+        return core().read_model(engine, weights)
     except Exception as error:  # RuntimeError, but nothing promises that
         raise SourceError(
-            f"OpenVINO {version()} cannot load {engine}: {first_line(error)}",
+            f"OpenVINO {version()} cannot load {engine} with {weights.name}: {first_line(error)}",
             hint="Build the engine again; its .xml and .bin belong together.",
         ) from error
 
