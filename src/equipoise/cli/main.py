@@ -25,8 +25,10 @@ from equipoise.cli import (
     prewarm,
     quantize,
     run,
+    sign,
     targets,
     tune,
+    verify,
 )
 from equipoise.errors import EquipoiseError, InterruptedRunError
 
@@ -42,6 +44,8 @@ COMMANDS: Final[dict[str, Callable[..., None] | typer.Typer]] = {
     "compare": compare.command,
     "prewarm": prewarm.command,
     "run": run.command,
+    "sign": sign.command,
+    "verify": verify.command,
     "inspect": inspect.command,
     "doctor": doctor.command,
     "targets": targets.app,
