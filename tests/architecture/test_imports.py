@@ -21,7 +21,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     4: ("export", "quantize"),
     5: (
         "recipe", "search", "report", "pipeline", "pack", "tuning", "checking", "doctor",
-        "exporting", "quantizing", "building", "fitting", "engines",
+        "exporting", "quantizing", "building", "fitting", "engines", "signing",
     ),
     6: ("cli", "__main__"),
 }  # fmt: skip
