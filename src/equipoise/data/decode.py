@@ -1,4 +1,4 @@
-"""Class scores to words: what a text model says, for people."""
+"""Class scores to probabilities and words: what a model says, for people."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from equipoise.errors import NonFiniteError
 from equipoise.spec import Array
+
+Probabilities = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,42 @@ class Decoded:
     score: float
 
 
+def softmax(scores: Array) -> Probabilities:
+    """Probabilities of classes that exclude each other, along the last axis; float64.
+
+    Raises:
+        NonFiniteError: A score is NaN or infinite.
+    """
+    exact = _finite(scores)
+    powers = np.exp(exact - exact.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float64)
+
+
+def sigmoid(scores: Array) -> Probabilities:
+    """Probability of each class by itself; float64.
+
+    Raises:
+        NonFiniteError: A score is NaN or infinite.
+    """
+    exact = _finite(scores)
+    shrunk = np.exp(-np.abs(exact))  # never above 1, so that no score is too large for it
+    return np.asarray(np.where(exact >= 0, 1.0, shrunk) / (1.0 + shrunk), dtype=np.float64)
+
+
+def _finite(scores: Array) -> Probabilities:
+    if not np.isfinite(scores).all():
+        raise NonFiniteError(
+            "the model's scores hold NaN or infinity",
+            hint="Run the bundle's self-test on this device: equipoise run BUNDLE --selftest",
+        )
+    return scores.astype(np.float64)
+
+
+def label_of(index: int, labels: Sequence[str]) -> str:
+    """Name of a class; its number where it has none."""
+    return labels[index] if index < len(labels) else str(index)
+
+
 def decode(
     outputs: Mapping[str, Array],
     *,
@@ -39,8 +79,11 @@ def decode(
         words: Words of the text.
         first: Per token, the index of the word that begins there; empty for a whole text.
         labels: Class names; may be empty.
+
+    Raises:
+        NonFiniteError: A score is NaN or infinite.
     """
-    scores = next(iter(outputs.values()))[0].astype(np.float64)
+    scores = next(iter(outputs.values()))[0]
     if not first:
         return (_decision(" ".join(words), scores, labels),)
     return tuple(
@@ -51,7 +94,6 @@ def decode(
 
 
 def _decision(text: str, scores: Array, labels: Sequence[str]) -> Decoded:
-    probabilities = np.exp(scores - scores.max())
-    best = int(scores.argmax())
-    label = labels[best] if best < len(labels) else str(best)
-    return Decoded(text=text, label=label, score=float(probabilities[best] / probabilities.sum()))
+    probabilities = softmax(scores)
+    best = int(probabilities.argmax())
+    return Decoded(text=text, label=label_of(best, labels), score=float(probabilities[best]))

@@ -1,8 +1,8 @@
 """Text to model inputs with ``tokenizer.json`` and the ``tokenizers`` package alone.
 
 A text is encoded whole, and cut here: the package cuts by changing the tokenizer that threads
-share, and makes every pair of leftovers of two long texts before it throws them away. What is cut is
-what transformers cuts: the end of a text, or of the longer of two.
+share, and makes every pair of leftovers of two long texts before it throws them away. What is cut
+is what transformers cuts: the end of a text, or of the longer of two.
 """
 
 from __future__ import annotations

@@ -1,0 +1,148 @@
+"""Classes of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, Protocol, overload
+
+import numpy as np
+
+from equipoise.apps.batches import as_batch, run_rows
+from equipoise.apps.classification import Classification, classified
+from equipoise.apps.opening import Application, OpenBundle, output_of
+from equipoise.data.images import MAX_PIXELS, check_picture, decode_picture, framed
+from equipoise.errors import InputError
+from equipoise.spec import Array, Feeds
+
+
+class PillowPicture(Protocol):
+    """A picture of Pillow, which need not be installed to name one."""
+
+    def convert(self, mode: str) -> Any:
+        """As another mode."""
+
+
+Picture = str | Path | bytes | Array | PillowPicture
+"""A path, the bytes of a file, a picture of Pillow, or uint8 [height, width, 3] in RGB."""
+
+_BATCH: Final = 8
+
+
+class PictureRunner:
+    """Decodes and prepares pictures, and runs them.
+
+    Args:
+        bundle: An open bundle that takes pictures.
+        max_pixels: Largest picture that is taken.
+
+    Raises:
+        InputError: It takes something else, or does not say how a picture is prepared.
+    """
+
+    def __init__(self, bundle: OpenBundle, *, max_pixels: int) -> None:
+        self._bundle, self._max_pixels = bundle, max_pixels
+        if not takes_pictures(bundle):
+            raise InputError(
+                f"the bundle {bundle.manifest.name!r} takes no picture that it says how to prepare,"
+                f" but {'; '.join(map(str, bundle.inputs))}",
+                hint="Prepare the arrays as for the PyTorch model, and give them to"
+                " equipoise.load(...).run.",
+            )
+        self._spec = bundle.inputs[0]
+        batch = self._spec.shape[0]
+        self._batch = batch if isinstance(batch, int) else None
+
+    def run(self, pictures: Sequence[object]) -> Iterator[Feeds]:
+        """Outputs of batch size 1 for each picture, in order. Raises DataError."""
+        for start in range(0, len(pictures), _BATCH):
+            feeds = [self._feeds(picture) for picture in pictures[start : start + _BATCH]]
+            if len({next(iter(f.values())).shape for f in feeds}) == 1:
+                yield from run_rows(self._bundle, feeds, batch=self._batch)
+            else:
+                yield from (run_rows(self._bundle, [f], batch=self._batch)[0] for f in feeds)
+
+    def _feeds(self, picture: object) -> dict[str, Array]:
+        image = decode_picture(picture, max_pixels=self._max_pixels)
+        if self._spec.dtype == "uint8":
+            return {self._spec.name: self._bytes(image)[np.newaxis]}
+        return self._bundle.preprocess(image)
+
+    def _bytes(self, image: Array) -> Array:
+        """For an engine that normalises by itself, and that resizes too where any size fits."""
+        steps = self._bundle.manifest.preprocessing
+        dynamic = any(isinstance(size, str) for size in self._spec.shape[1:3])
+        return check_picture(image) if dynamic or steps is None else framed(image, steps)
+
+
+def takes_pictures(bundle: OpenBundle) -> bool:
+    """Whether the bundle's one input is a picture that it knows how to prepare."""
+    if len(bundle.inputs) != 1:
+        return False
+    spec = bundle.inputs[0]
+    of_bytes = spec.dtype == "uint8" and len(spec.shape) == 4 and spec.shape[3] == 3
+    return of_bytes or bundle.manifest.preprocessing is not None
+
+
+class ImageClassifier(Application):
+    """Says of which class a picture is. A context manager.
+
+    Args:
+        bundle: Path of a bundle, or an open one.
+        multi_label: Classes do not exclude each other: each gets its own probability.
+        max_pixels: A larger picture is refused before it is decoded.
+        threads: Threads per operator, for a path; as measured when None.
+
+    Raises:
+        InputError: The bundle is for something else, or does not say how pictures are prepared.
+        IntegrityError: It is no bundle, or a file is not what its hash says.
+        MissingExtraError: The runtime is not installed.
+    """
+
+    tasks: ClassVar = frozenset({"image-classification"})
+
+    def __init__(
+        self,
+        bundle: str | Path | OpenBundle,
+        *,
+        multi_label: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        threads: int | None = None,
+    ) -> None:
+        self._multi_label, self._max_pixels = multi_label, max_pixels
+        super().__init__(bundle, threads=threads)
+
+    def _prepare(self) -> None:
+        self._output = output_of(self.session, rank=2, what="scores [batch, classes]")
+        self._runner = PictureRunner(self.session, max_pixels=self._max_pixels)
+
+    @overload
+    def __call__(self, pictures: Picture) -> Classification: ...
+    @overload
+    def __call__(self, pictures: list[Any]) -> tuple[Classification, ...]: ...
+    def __call__(
+        self, pictures: Picture | list[Any]
+    ) -> Classification | tuple[Classification, ...]:
+        """Classify a picture, or each of a list.
+
+        Args:
+            pictures: A path, the bytes of a file, a picture of Pillow, an array uint8
+                [height, width, 3] in RGB; or a list of those.
+
+        Returns:
+            A decision, of which ``top(5)`` has the five likeliest classes; for a list as many, in
+            its order.
+
+        Raises:
+            DataError: Something is no picture, is damaged or too large.
+            MissingExtraError: Pillow is needed and not installed.
+            NonFiniteError: The engine gave NaN.
+        """
+        single = not isinstance(pictures, list | tuple)
+        given = [pictures] if single else as_batch(pictures, what="picture")
+        found = tuple(self._decided(outputs) for outputs in self._runner.run(given))
+        return found[0] if single else found
+
+    def _decided(self, outputs: Feeds) -> Classification:
+        labels = self.session.manifest.labels
+        return classified(outputs[self._output][0], labels, multi_label=self._multi_label)
