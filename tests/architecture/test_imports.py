@@ -17,7 +17,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors", "record", "spec", "fs", "extras", "registry", "progress"),
     1: ("targets", "vouching", "bundle", "data", "onnxio", "stages", "isolation"),
     2: ("runtimes",),
-    3: ("graph", "parity", "measure", "deploy", "testing"),
+    3: ("graph", "parity", "measure", "deploy", "apps", "testing"),
     4: ("export", "quantize"),
     5: (
         "recipe", "search", "report", "pipeline", "pack", "tuning", "checking", "doctor",
@@ -36,6 +36,7 @@ PEERS: dict[str, set[str]] = {
     "stages": {"isolation"},
     "bundle": {"data", "vouching"},
     "measure": {"graph", "parity"},
+    "apps": {"deploy"},
     "search": {"recipe"},
     "report": {"search"},
     "pipeline": {"recipe"},
