@@ -40,15 +40,16 @@ from equipoise.spec import Array
 
 SLOWDOWN: Final = 0.05
 ROUNDS: Final = 8
+LOCK_PAIRS: Final = (16, 48)
+CHECK_PAIRS: Final = (8, 32)
+"""Pairs of openings: at first, and at most."""
+
 _TRIMMED: Final = 0.2
 _STOP: Final = 0.995
 _ALARM: Final = 0.99
 _SEEN: Final = 0.95
 _FEWEST_PAIRS: Final = 4
 _PAIRS_OF_A_PROCESS: Final = 4
-_FIRST_PAIRS: Final = 8
-_MOST_PAIRS: Final = 32
-_LOCK_PAIRS: Final = (16, 48)
 _LOCK_SHARE: Final = 6.0
 _MOST_SAMPLES: Final = 8
 _TIME_LIMIT_S: Final = 3600.0
@@ -228,7 +229,7 @@ def watch(
     measure: Measure,
     *,
     slowdown: float = SLOWDOWN,
-    pairs: tuple[int, int] = (_FIRST_PAIRS, _MOST_PAIRS),
+    pairs: tuple[int, int] = CHECK_PAIRS,
 ) -> tuple[Change, Openings]:
     """Measure until the interval decides, or ``pairs`` are used up.
 
@@ -251,7 +252,7 @@ def watch(
 
 
 def settle(
-    measure: Measure, *, slowdown: float = SLOWDOWN, pairs: tuple[int, int] = _LOCK_PAIRS
+    measure: Measure, *, slowdown: float = SLOWDOWN, pairs: tuple[int, int] = LOCK_PAIRS
 ) -> Openings:
     """Measure for a lock: until its own error is a sixth of half the slow-down, or to the cap.
 
