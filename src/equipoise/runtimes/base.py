@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -54,6 +54,9 @@ class BaseSession(Closing):
         inputs: Specs of the inputs.
         outputs: Specs of the outputs.
     """
+
+    concurrent: ClassVar[bool] = False
+    """Whether threads may run it at once."""
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
         self.inputs = inputs

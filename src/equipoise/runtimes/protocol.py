@@ -181,3 +181,10 @@ class SessionOpener(Protocol):
 
     def __call__(self, engine: Path, *, settings: SessionSettings) -> Session:
         """Open ``engine``. Raises InputError or MissingExtraError."""
+
+
+class BytesOpener(Protocol):
+    """What opens an engine of one file from its content, for runtimes that need no file."""
+
+    def __call__(self, data: bytes, *, settings: SessionSettings, where: Path) -> Session:
+        """Open the engine ``data``, which came from ``where``. Raises as :class:`SessionOpener`."""

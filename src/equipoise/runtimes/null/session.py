@@ -25,6 +25,8 @@ class NullEngine:
 class NullSession(BaseSession):
     """A session that gives zeros; a dynamic size that no input has is 1."""
 
+    concurrent = True
+
     def _compute(self, feeds: Feeds) -> dict[str, Array]:
         sizes = {
             dim: size
@@ -42,6 +44,14 @@ def _zeros(spec: TensorSpec, sizes: dict[str, int]) -> Array:
 
 def open_session(engine: Path, *, settings: SessionSettings) -> NullSession:  # noqa: ARG001
     """Open ``engine``; it has no settings. Raises SourceError when it is no null engine."""
-    text = fs.read_text(engine, error=SourceError)
-    specs = record.loads(NullEngine, text, where=str(engine), error=SourceError)
+    return _opened(fs.read_text(engine, error=SourceError), where=engine)
+
+
+def open_bytes(data: bytes, *, settings: SessionSettings, where: Path) -> NullSession:  # noqa: ARG001
+    """Open an engine from its content. Raises as :func:`open_session`."""
+    return _opened(data.decode("utf-8", "replace"), where=where)
+
+
+def _opened(text: str, *, where: Path) -> NullSession:
+    specs = record.loads(NullEngine, text, where=str(where), error=SourceError)
     return NullSession(specs.inputs, specs.outputs)

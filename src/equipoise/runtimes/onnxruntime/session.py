@@ -25,6 +25,7 @@ from equipoise.runtimes.protocol import SessionSettings
 from equipoise.spec import Array, Feeds, TensorSpec, check_feeds
 
 _ERRORS_ONLY: Final = 3
+_WEIGHTS_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 _DTYPES: Final = {"float": "float32", "double": "float64"}
 
 
@@ -52,13 +53,20 @@ def session_options(settings: SessionSettings) -> Any:
     return options
 
 
-def open_inference_session(engine: Path, *, options: Any, providers: tuple[str, ...] = ()) -> Any:
+def open_inference_session(
+    engine: Path,
+    *,
+    options: Any,
+    providers: tuple[str, ...] = (),
+    data: bytes | None = None,
+) -> Any:
     """An ``onnxruntime.InferenceSession`` on ``providers`` and no others.
 
     Args:
         engine: ONNX file.
         options: ``onnxruntime.SessionOptions``; providers are put into it.
         providers: As in :class:`~equipoise.runtimes.protocol.SessionSettings`.
+        data: The content of the file, which is not opened then.
 
     Raises:
         SourceError: There is no such file, or ONNX Runtime refuses it.
@@ -66,27 +74,45 @@ def open_inference_session(engine: Path, *, options: Any, providers: tuple[str, 
         IncompatibleError: A provider is not here, or does not take every node.
     """
     ort = _onnxruntime()
-    if not engine.is_file():
+    if data is not None:
+        # A model from memory may name weights in files, which would be looked for in the directory
+        # that the process happens to be in.
+        options.add_session_config_entry(_WEIGHTS_FOLDER, os.devnull)
+    elif not engine.is_file():
         raise SourceError(f"no such engine file: {engine}")
     wanted = wanted_providers(providers)
     named = place(wanted, options=options)
+    source = str(engine) if data is None else data
     try:
         # Its fallback would change providers with no more than a line printed.
-        session = ort.InferenceSession(str(engine), options, providers=named, enable_fallback=0)
+        session = ort.InferenceSession(source, options, providers=named, enable_fallback=0)
     except Exception as error:  # onnxruntime has a class per status code and no common base
         raise refused(error, wanted, engine=engine) or SourceError(
             f"ONNX Runtime {ort.__version__} cannot load {engine}: {first_line(error)}"
         ) from error
     check_placed(session, wanted, engine=engine)
+    if data is not None and hasattr(session, "_model_bytes"):
+        # It is kept for the fallback that is turned off, and would be the model a second time.
+        session._model_bytes = None  # noqa: SLF001
     return session
 
 
 class OnnxRuntimeSession(BaseSession):
-    """An engine opened by ONNX Runtime. Threads may share it."""
+    """An engine opened by ONNX Runtime. Threads may share it.
 
-    def __init__(self, engine: Path, *, settings: SessionSettings) -> None:
+    Args:
+        engine: ONNX file.
+        settings: How it runs.
+        data: The content of the file, which is not opened then.
+    """
+
+    concurrent = True
+
+    def __init__(
+        self, engine: Path, *, settings: SessionSettings, data: bytes | None = None
+    ) -> None:
         self._session = open_inference_session(
-            engine, options=session_options(settings), providers=settings.providers
+            engine, options=session_options(settings), providers=settings.providers, data=data
         )
         super().__init__(*_specs(self._session, engine))
         self._names = [spec.name for spec in self.outputs]
@@ -172,3 +198,13 @@ def open_session(engine: Path, *, settings: SessionSettings) -> OnnxRuntimeSessi
         MissingExtraError: onnxruntime is not installed.
     """
     return OnnxRuntimeSession(engine, settings=settings)
+
+
+def open_bytes(data: bytes, *, settings: SessionSettings, where: Path) -> OnnxRuntimeSession:
+    """Open a model of one file from its content; see :func:`open_session`.
+
+    Raises:
+        SourceError: It is no ONNX model that the runtime can load, or has weights in other files.
+        As :func:`open_session` besides.
+    """
+    return OnnxRuntimeSession(where, settings=settings, data=data)

@@ -17,6 +17,8 @@ from equipoise.spec import Array, Feeds
 class OpenVinoSession(BaseSession):
     """An engine opened by OpenVINO. Threads may share it: each run has a request of its own."""
 
+    concurrent = True
+
     def __init__(self, engine: Path, *, settings: SessionSettings) -> None:
         model = read_ir(engine)
         specs = specs_of(model, engine)

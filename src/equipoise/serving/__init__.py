@@ -1,0 +1,1 @@
+"""What a running bundle does beside computing: opening, counting, batching, testing itself."""
