@@ -286,7 +286,9 @@ def _signed_files(payload: bytes) -> dict[str, str]:
     serialization, resources = _fields(predicate, "serialization resources", "its predicate")
     _check_serialization(serialization)
     files = _files(resources)
-    _, digest = _fields(_only(subjects, "subject"), "name digest", "its subject")
+    name, digest = _fields(_only(subjects, "subject"), "name digest", "its subject")
+    if not isinstance(name, str):
+        raise _malformed("its subject has no name")
     root = hashlib.sha256(b"".join(map(bytes.fromhex, files.values()))).hexdigest()
     if digest != {"sha256": root}:
         raise _malformed("the digest of its subject is not that of its files")
