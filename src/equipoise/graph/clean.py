@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from equipoise import extras, onnxio
+from equipoise import extras, onnxio, provenance
 from equipoise.errors import SourceError
 
 _FOLD_INPUT_ELEMENTS: Final = 8192
@@ -126,7 +126,7 @@ def clean(model: Any, *, release: bool) -> CleanRecord:
 
     Args:
         model: The model.
-        release: Also drop doc strings and the exporter's metadata.
+        release: Also drop doc strings and the exporter's metadata, but for the paths of modules.
 
     Raises:
         SourceError: A pass cannot take the model.
@@ -191,8 +191,16 @@ def _all_nodes(model: Any) -> list[Any]:
 
 
 def _strip(model: Any) -> None:
-    """Drop doc strings and metadata of graphs, nodes and values."""
+    """Drop doc strings and metadata of graphs, nodes and values.
+
+    Stack traces have the paths of files on the exporting machine. Nodes keep the path of their
+    module, by which a fault is traced back.
+    """
+    nodes = [(n, provenance.module_of(n.name or "", n.metadata_props)) for n in _all_nodes(model)]
     _common("ClearMetadataAndDocStringPass")(model)
+    for node, path in nodes:
+        if path and path != provenance.module_of(node.name or "", {}):
+            node.metadata_props[provenance.MODULE_KEY] = path
     values = [value for node in _all_nodes(model) for value in node.outputs]
     for graph in model.graphs():
         values += [*graph.inputs, *graph.initializers.values()]
