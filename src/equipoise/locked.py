@@ -299,11 +299,17 @@ def incomparable(was: Lock, now: Lock, *, any_machine: bool) -> str:
             return f"locked with {what} {before}, now {after}"
     if any_machine:
         return ""
-    if was.machine.cpu != now.machine.cpu:
-        return f"locked on {was.machine.cpu}, now on {now.machine.cpu}"
+    before, after = was.machine, now.machine
+    if (before.cpu, before.flags) != (after.cpu, after.flags):
+        return f"locked on {_machine_words(before)}, now on {_machine_words(after)}"
     if was.compared.threads != now.compared.threads:
         return f"locked with {was.compared.threads} threads, now {now.compared.threads}"
     return ""
+
+
+def _machine_words(machine: Machine) -> str:
+    """The CPU with its features: a virtual machine may give all models one name."""
+    return f"{machine.cpu} ({' '.join(machine.flags) or machine.architecture})"
 
 
 def latency_gate(was: Lock, now: Lock, *, found: Change, slowdown: float) -> Gate:

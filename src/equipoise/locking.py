@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -187,8 +188,8 @@ def _compared(engine: EngineFile, pipeline: Pipeline) -> Compared:
             hint="Give the --target that the engine was built for.",
         )
     return Compared(
-        source=job.source.name,
-        data=job.data.data,
+        source=_from_here(job.source.name),
+        data=_from_here(job.data.data),
         samples=pipeline.data.record.evaluation_samples,
         fingerprint=content_sha256(pipeline.evaluation),
         metric=job.metric,
@@ -197,6 +198,11 @@ def _compared(engine: EngineFile, pipeline: Pipeline) -> Compared:
         runtime=engine.runtime,
         threads=job.threads,
     )
+
+
+def _from_here(name: str) -> str:
+    """A path below this directory, without what is above it: the lock is read elsewhere."""
+    return name.replace(f"{Path.cwd()}{os.sep}", "")
 
 
 def _figures(engine: EngineFile, pipeline: Pipeline) -> Figures:

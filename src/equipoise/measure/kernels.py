@@ -26,6 +26,9 @@ _FUSED_MARKS: Final = (
     "Fused", "Skip", "Bias", "Attention", "Gelu", "Norm", "EmbedLayer", "RotaryEmbedding", "Swish",
     "FastGelu", "QuickGelu", "MatMulActivation",
 )  # fmt: skip
+_ACTIVATIONS: Final = {"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"}
+"""What ONNX Runtime puts into the layer before it, whose name may stay what it was."""
+
 _PREFIXES: Final = ("DynamicQuantize", "QLinear", "QOrdered", "Fused", "Q")
 _SUFFIXES: Final = ("IntegerToFloat", "Integer", "NBits")
 _ALIKE: Final = {"Gemm": "MatMul", "TransposeMatMul": "MatMul"}
@@ -59,9 +62,11 @@ def lost(before: Kernels, now: Kernels) -> tuple[str, ...]:
 
     An integer kernel counts as lost when its operator runs in float instead: there are fewer in
     integers and more in float. A fused kernel counts as lost when there are fewer, the graph has
-    become no smaller, and integers have not taken its place.
+    become no smaller, and integers have not taken its place; and an activation that stands alone
+    where there was none counts as one, for the layer it was part of keeps its name.
     """
-    return (*_lost_integers(before, now), *_lost_fusions(before, now))
+    found = (*_lost_integers(before, now), *_lost_fusions(before, now))
+    return found or _bared(before, now)
 
 
 def _lost_integers(before: Kernels, now: Kernels) -> list[str]:
@@ -83,6 +88,18 @@ def _lost_fusions(before: Kernels, now: Kernels) -> list[str]:
     if sum(now.values()) < sum(before.values()) or sum(fallen.values()) <= gained:
         return []
     return [f"{name}: {before[name]}, now {now.get(name, 0)}" for name in sorted(fallen)]
+
+
+def _bared(before: Kernels, now: Kernels) -> tuple[str, ...]:
+    """Activations that run alone, though nothing else has become more."""
+    others = [sum(n for op, n in k.items() if op not in _ACTIVATIONS) for k in (before, now)]
+    if not before or others[1] > others[0]:
+        return ()
+    return tuple(
+        f"{name}: {before.get(name, 0)} alone, now {now[name]}"
+        for name in sorted(_ACTIVATIONS & set(now))
+        if now[name] > before.get(name, 0)
+    )
 
 
 def _families(kernels: Kernels) -> tuple[Counter[str], Counter[str]]:
