@@ -1,126 +1,316 @@
-"""Parity of a bundle or an ONNX file against the source it was made from."""
+"""Parity of engines with the model they were made from: what ``equipoise check`` calls."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
+
+import numpy as np
 
 from equipoise import fs
-from equipoise.data.store import Rows, write_rows
-from equipoise.deploy import BundleSession
-from equipoise.export.reference import ReferenceConfig
-from equipoise.export.source import Source
+from equipoise.data.metrics import Metric, get_metric
+from equipoise.data.store import Rows
+from equipoise.engines import find_engine
+from equipoise.errors import EquipoiseError, UsageError
+from equipoise.export.source import parse_source
+from equipoise.golden_check import GoldenSettings, check_golden
+from equipoise.locking import check_locked
+from equipoise.measure.interval import metric_interval, paired_drop
+from equipoise.parity.blame import Blame, BlameSettings, find_blame
 from equipoise.parity.compare import Comparison, OutputParity
-from equipoise.parity.tolerance import Tolerance
-from equipoise.pipeline import REFERENCE, Pipeline
+from equipoise.parity.limits import Finding, Limits, judge
+from equipoise.parity.precision import Precision
+from equipoise.parity.reproduce import write_reproducer
+from equipoise.parity.tolerance import allowed_difference
+from equipoise.pipeline import Pipeline
+from equipoise.report.gates import Gate
 from equipoise.runtimes.protocol import SessionSettings
-from equipoise.runtimes.registry import session_opener
-from equipoise.stages import StageRunner
+from equipoise.sides import Side, SideRunner, SideSettings, sides_of
+from equipoise.spec import Array
+from equipoise.stages import Observer, StageRunner, default_cache
+from equipoise.targets.machine import detect_machine
+from equipoise.tuning import TuneConfig, make_pipeline
+from equipoise.verdicts import CheckedSide, CheckRecord, MetricCheck, verdict
+
+_METRICS: Final = {"token-classification": "entity-f1"}
+"""Task -> its metric; accuracy for others."""
+
+_BLAME_SAMPLES: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckedOutput:
-    """One output and what it is allowed.
+class CheckRequest:
+    """What to check, against what, on what data.
 
     Attributes:
-        parity: How it compares with the reference.
-        allowed: Largest allowed absolute difference.
+        engines: Bundles, directories of engines, or ONNX files.
+        against: The trained model, as ``tune`` takes it. Without it a bundle is checked against
+            the reference outputs that it carries, which needs no PyTorch.
+        data: Evaluation data; without it a bundle is checked on its golden inputs.
+        weights: Weights of a factory or timm model.
+        task: Head of a transformers model.
+        samples: Only the first so many samples.
+        tokenizer: ``tokenizer.json`` for texts.
+        labels: Class names in index order.
+        metric: Task metric, which needs labelled data. With ``limits.max_drop``, that of the task
+            when empty; without either, none.
+        limits: The user's own limits.
+        precision: Of engines that do not say theirs.
+        repeat: How often each engine is made, and run each time, to see how far it is from itself.
+        blame: Look for the guilty node; None does where an engine fails.
+        repro: Directory to write a reproducer of the departure to.
+        locked: Lock to compare with.
+        threads: Threads per operator; all usable cores when None.
+        target: Whose runtime ONNX files are built with.
+        cache: Directory of stage results; the user's cache when None.
+        time_limit_s: Limit for one side or stage.
     """
 
-    parity: OutputParity
-    allowed: float
+    engines: tuple[Path, ...]
+    against: str = ""
+    data: str = ""
+    weights: Path | None = None
+    task: str = ""
+    samples: int | None = None
+    tokenizer: Path | None = None
+    labels: tuple[str, ...] = ()
+    metric: str = ""
+    limits: Limits = field(default_factory=Limits)
+    precision: Precision | None = None
+    repeat: int = 1
+    blame: bool | None = None
+    repro: Path | None = None
+    locked: Path | None = None
+    threads: int | None = None
+    target: str = "cpu"
+    cache: Path | None = None
+    time_limit_s: float = 3600.0
 
-    @property
-    def passed(self) -> bool:
-        """Whether the difference is allowed."""
-        return self.parity.max_abs <= self.allowed
 
+def run_check(request: CheckRequest, *, observer: Observer | None = None) -> CheckRecord:
+    """Check engines, step by step from the source to each of them.
 
-@dataclass(frozen=True, kw_only=True)
-class CheckRecord:
-    """The outcome of a check.
-
-    Attributes:
-        subject: What was checked.
-        reference: What it was compared with.
-        samples: Number of real samples.
-        outputs: One entry per output.
+    Raises:
+        UsageError: Options that do not go together, or a setting out of range.
+        InputError: The model, an engine or the data cannot be used.
+        IntegrityError: An engine is not what its manifest says.
+        BackendError: An engine does not run.
     """
+    _check_request(request)
+    if not request.data:
+        return _golden(request, observer or Observer())
+    pipeline = make_pipeline(_tune_config(request), observer=observer)
+    with fs.scratch_directory() as folder:
+        found = _Checks(pipeline, request, folder=folder, observer=observer).run()
+    locked = _locked(request, pipeline)
+    found = replace(found, locked=locked)
+    return replace(found, verdict=verdict(found))
 
-    subject: str
-    reference: str
-    samples: int
-    outputs: tuple[CheckedOutput, ...]
 
-    @property
-    def passed(self) -> bool:
-        """Whether every output is within what is allowed."""
-        return all(output.passed for output in self.outputs)
+def _check_request(request: CheckRequest) -> None:
+    if not request.engines:
+        raise UsageError("nothing to check: give a bundle, an engine or an .onnx file")
+    if request.repeat < 1:
+        raise UsageError(f"--repeat is {request.repeat}; it must be at least 1")
+    plain = [path for path in request.engines if not _is_bundle(path)]
+    if (not request.against or not request.data) and plain:
+        raise UsageError(
+            f"checking {plain[0]} needs --against SOURCE and --data DATA",
+            hint="A bundle alone carries reference outputs of its own.",
+        )
+    if request.data and not request.against:
+        raise UsageError("--data needs --against: what should its outputs be compared with?")
+    for option, wanted in (("--locked", request.locked), ("--repro", request.repro)):
+        if wanted is not None and not request.data:
+            raise UsageError(f"{option} needs --against SOURCE and --data DATA")
+    if (request.metric or request.limits.max_drop is not None) and not request.data:
+        raise UsageError("a task metric needs --against SOURCE and labelled --data DATA")
 
 
-def check_bundle(
-    bundle: BundleSession, *, source: Source | None, runner: StageRunner, atol: float | None
-) -> CheckRecord:
-    """Run the golden inputs of a bundle here and compare with the reference.
+def _golden(request: CheckRequest, observer: Observer) -> CheckRecord:
+    source = None
+    if request.against:
+        source = parse_source(request.against, weights=request.weights, task=request.task)
+    settings = GoldenSettings(
+        source=source,
+        limits=request.limits,
+        repeat=request.repeat,
+        session=SessionSettings(threads=request.threads or detect_machine().cores),
+    )
+    runner = StageRunner(request.cache or default_cache(), observer=observer)
+    return check_golden(request.engines, settings, runner=runner, observer=observer)
 
-    Args:
-        bundle: The open bundle; its hashes have been verified.
-        source: The trained model, to compute the reference anew; None takes the reference outputs
-            that the bundle carries, which needs no PyTorch.
-        runner: Runs the source in a child process.
-        atol: Largest allowed absolute difference; the bundle's own tolerance when None.
-    """
-    vectors = bundle.golden()
-    references = [dict(vector.reference) for vector in vectors]
-    if source is not None:
-        with fs.scratch_directory() as folder:
-            write_rows(folder / "inputs", [vector.inputs for vector in vectors])
-            config = ReferenceConfig(
-                source=source,
-                samples=folder / "inputs",
-                names=tuple(spec.name for spec in bundle.inputs),
-            )
-            references = list(Rows(runner.run(REFERENCE, config, label="run the source").files))
-    comparison = Comparison()
-    for vector, reference in zip(vectors, references, strict=True):
-        comparison.add(reference, bundle.run(vector.inputs))
-    limits = bundle.manifest.golden_tolerance
-    return CheckRecord(
-        subject=str(bundle.directory),
-        reference=source.name if source else "the reference outputs in the bundle",
-        samples=len(vectors),
-        outputs=tuple(
-            CheckedOutput(parity=p, allowed=limits.get(p.name, 0.0) if atol is None else atol)
-            for p in comparison.result()
-        ),
+
+def _is_bundle(path: Path) -> bool:
+    return path.suffix == ".zip" or (path / "manifest.json").is_file()
+
+
+def _tune_config(request: CheckRequest) -> TuneConfig:
+    return TuneConfig(
+        source=request.against,
+        data=request.data,
+        output=Path(),
+        weights=request.weights,
+        task=request.task,
+        target=request.target,
+        metric=request.metric or "accuracy",
+        samples=request.samples,
+        tokenizer=request.tokenizer,
+        labels=request.labels,
+        threads=request.threads,
+        time_limit_s=request.time_limit_s,
+        cache=request.cache,
+        labelled=bool(request.metric) or request.limits.max_drop is not None,
     )
 
 
-def check_onnx(model: Path, *, pipeline: Pipeline, atol: float | None) -> CheckRecord:
-    """Compare an ONNX file with its source on the evaluation data.
-
-    Args:
-        model: The file.
-        pipeline: Of the source and the data.
-        atol: Largest allowed absolute difference; from the source's float32 noise floor when None.
-    """
-    inputs, references = Rows(pipeline.evaluation), Rows(pipeline.reference.files)
-    comparison = Comparison()
-    settings = SessionSettings(threads=pipeline.job.threads)
-    with session_opener(pipeline.job.target.runtime)(model, settings=settings) as session:
-        for feeds, reference in zip(inputs, references, strict=True):
-            comparison.add(reference, session.run(feeds))
-    limits = {t.output: t for t in pipeline.exported.record.proof.tolerances}
-    return CheckRecord(
-        subject=str(model),
-        reference=pipeline.job.source.name,
-        samples=len(inputs),
-        outputs=tuple(
-            CheckedOutput(parity=p, allowed=_allowed(p, limits, atol=atol))
-            for p in comparison.result()
-        ),
+def _locked(request: CheckRequest, pipeline: Pipeline) -> tuple[Gate, ...]:
+    if request.locked is None:
+        return ()
+    return tuple(
+        gate
+        for path in request.engines
+        for gate in check_locked(request.locked, find_engine(path), pipeline)
     )
 
 
-def _allowed(parity: OutputParity, limits: dict[str, Tolerance], *, atol: float | None) -> float:
-    return limits[parity.name].atol if atol is None else atol
+class _Checks:
+    """The sides of one source, run and judged one after the other."""
+
+    def __init__(
+        self, pipeline: Pipeline, request: CheckRequest, *, folder: Path, observer: Observer | None
+    ) -> None:
+        self._pipeline, self._request = pipeline, request
+        self._tolerances = {t.output: t for t in pipeline.exported.record.proof.tolerances}
+        self._reference = Rows(pipeline.reference.files)
+        self._metric = self._find_metric()
+        self._runner = SideRunner(
+            pipeline.evaluation,
+            folder=folder,
+            observer=observer or Observer(),
+            time_limit_s=request.time_limit_s,
+        )
+        self._outputs: dict[str, Rows] = {pipeline.reference.record.by: self._reference}
+
+    def run(self) -> CheckRecord:
+        """Everything but the lock and the words."""
+        sides = tuple(self._check(side) for side in self._sides())
+        blame, reproducer = self._blame(sides)
+        proof = self._pipeline.exported.record.proof
+        return CheckRecord(
+            reference=self._pipeline.reference.record.by,
+            source=self._request.against,
+            samples=len(self._reference),
+            data=self._request.data,
+            floors={t.output: t.floor for t in proof.tolerances},
+            floor_by=proof.floor_by,
+            sides=sides,
+            blame=blame,
+            reproducer=reproducer,
+        )
+
+    def _sides(self) -> tuple[Side, ...]:
+        job = self._pipeline.job
+        settings = SideSettings(
+            session=SessionSettings(threads=job.threads),
+            runtime=job.target.runtime,
+            precision=self._request.precision,
+        )
+        return sides_of(
+            self._request.engines,
+            self._pipeline.float_model,
+            reference=self._pipeline.reference.record.by,
+            settings=settings,
+        )
+
+    def _check(self, side: Side) -> CheckedSide:
+        """Run and judge a side. One that is there to tell steps apart may fail to run."""
+        repeat = self._request.repeat if side.given else 1
+        try:
+            outputs, spreads = self._runner.run(side, repeat=repeat)
+        except EquipoiseError as error:
+            if side.given:
+                raise
+            return CheckedSide(side=side, failed=error.message)
+        self._outputs[side.name] = outputs
+        compared = self._compare(self._reference, outputs)
+        before = self._outputs.get(side.before)
+        return CheckedSide(
+            side=side,
+            outputs=compared,
+            by_step=() if before is None else self._compare(before, outputs),
+            allowed={p.name: self._allowed(side, p)[0] for p in compared},
+            findings=tuple(self._judge(side, compared)),
+            metric=self._metric_of(outputs) if side.given else None,
+            spreads=spreads,
+        )
+
+    def _compare(self, reference: Rows, outputs: Rows) -> tuple[OutputParity, ...]:
+        comparison = Comparison(rtol=self._request.limits.rtol or 0.0)
+        for wanted, found in zip(reference, outputs, strict=True):
+            comparison.add(wanted, found)
+        return comparison.result()
+
+    def _judge(self, side: Side, compared: Sequence[OutputParity]) -> Iterator[Finding]:
+        """The float sides keep to the noise floor, given engines to the user's limits if any."""
+        if not side.given and side.precision != "float32":
+            return
+        limits = self._request.limits if side.given else Limits()
+        for parity in compared:
+            allowed, why = self._allowed(side, parity)
+            yield from judge(parity, limits, allowed=allowed, why=why)
+
+    def _allowed(self, side: Side, parity: OutputParity) -> tuple[float, str]:
+        tolerance = self._tolerances[parity.name]
+        return allowed_difference(tolerance, precision=side.precision, scale=parity.scale)
+
+    def _find_metric(self) -> Metric | None:
+        """The metric that was asked for; with a limit of its drop, that of the task."""
+        request = self._request
+        if not request.metric and request.limits.max_drop is None:
+            return None
+        name = request.metric or _METRICS.get(self._pipeline.job.source.task, "accuracy")
+        self._metric_name = name
+        return get_metric(name, labels=self._pipeline.data.record.labels)
+
+    def _metric_of(self, outputs: Rows) -> MetricCheck | None:
+        if self._metric is None:
+            return None
+        reference, own = self._statistics(self._reference), self._statistics(outputs)
+        value, discrete = self._metric.value, self._metric.discrete
+        return MetricCheck(
+            name=self._metric_name,
+            value=metric_interval(own, value),
+            drop=paired_drop(reference, own, value, discrete=discrete),
+            max_drop=self._request.limits.max_drop,
+        )
+
+    def _statistics(self, outputs: Rows) -> Array:
+        """float64 [samples, k]."""
+        metric = self._metric
+        labels = Rows(self._pipeline.data.files / "labels")
+        rows = zip(outputs, labels, self._reference, strict=True)
+        return np.stack([metric.statistics(o, w["label"], r) for o, w, r in rows])  # type: ignore[union-attr]
+
+    def _blame(self, sides: Sequence[CheckedSide]) -> tuple[Blame | None, str]:
+        """The node that departs in the first engine that fails, and its reproducer."""
+        failing = [c for c in sides if c.side.given and not c.passed]
+        chosen = failing or [c for c in sides if c.side.given and self._request.blame]
+        wanted = self._request.blame is not False or self._request.repro is not None
+        if not chosen or not wanted:
+            return None, ""
+        return self._blame_of(chosen[0].side)
+
+    def _blame_of(self, side: Side) -> tuple[Blame | None, str]:
+        engine = find_engine(side.path)
+        if engine.file.suffix != ".onnx":
+            return None, ""
+        feeds = list(Rows(self._pipeline.evaluation)[:_BLAME_SAMPLES])
+        settings = BlameSettings(runtime=side.build_with or engine.runtime, session=side.settings)
+        blame = find_blame(self._pipeline.float_model, engine.file, feeds=feeds, settings=settings)
+        if self._request.repro is None or blame.first is None:
+            return blame, ""
+        write_reproducer(self._request.repro, blame, feeds=feeds, settings=settings)
+        return blame, str(self._request.repro)

@@ -61,20 +61,29 @@ class Side:
     path: Path
     before: str
     step: str
-    precision: Precision
+    precision: str
     settings: SessionSettings = field(default_factory=SessionSettings)
     build_with: str = ""
     given: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class SideSettings:
+    """How the sides of a check are run.
+
+    Attributes:
+        session: How every session is opened.
+        runtime: What ONNX files are built with.
+        precision: Of engines that do not say theirs.
+    """
+
+    session: SessionSettings = field(default_factory=SessionSettings)
+    runtime: str = "onnxruntime"
+    precision: Precision | None = None
+
+
 def sides_of(
-    engines: Sequence[Path],
-    *,
-    float_model: Path,
-    reference: str,
-    settings: SessionSettings,
-    runtime: str = "onnxruntime",
-    precision: Precision | None = None,
+    engines: Sequence[Path], float_model: Path, *, reference: str, settings: SideSettings
 ) -> tuple[Side, ...]:
     """The sides of a check, each after the one that it is made from.
 
@@ -83,13 +92,11 @@ def sides_of(
         float_model: The float export.
         reference: Name of the reference: ``PyTorch``.
         settings: How they run.
-        runtime: What ONNX files are built with.
-        precision: Of engines that do not say theirs.
 
     Raises:
         SourceError: A path holds no engine.
         IntegrityError: An engine is not what its manifest says.
-        UsageError: An engine does not say its precision, and ``precision`` is None.
+        UsageError: An engine does not say its precision, and ``settings`` do not either.
     """
     written = Side(
         name=FLOAT_WRITTEN,
@@ -97,33 +104,30 @@ def sides_of(
         before=reference,
         step="exporter",
         precision="float32",
-        settings=replace(settings, optimize="none"),
+        settings=replace(settings.session, optimize="none"),
     )
     optimised = replace(
-        written, name=FLOAT_OPTIMISED, before=FLOAT_WRITTEN, step=_KERNELS, settings=settings
+        written,
+        name=FLOAT_OPTIMISED,
+        before=FLOAT_WRITTEN,
+        step=_KERNELS,
+        settings=settings.session,
     )
     sides = [written, optimised]
     for path in engines:
-        sides += _sides(path, sides, settings=settings, runtime=runtime, precision=precision)
+        sides += _sides(path, sides, settings=settings)
     return tuple(sides)
 
 
-def _sides(
-    path: Path,
-    so_far: Sequence[Side],
-    *,
-    settings: SessionSettings,
-    runtime: str,
-    precision: Precision | None,
-) -> Iterator[Side]:
+def _sides(path: Path, so_far: Sequence[Side], *, settings: SideSettings) -> Iterator[Side]:
     engine = find_engine(path)
     given = Side(
         name=str(path),
         path=path,
         before=FLOAT_WRITTEN,
         step="",
-        precision=precision or _precision(engine, path),
-        settings=settings,
+        precision=settings.precision or _precision(engine, path),
+        settings=settings.session,
         given=True,
     )
     if not _runs_as_written(engine):
@@ -132,8 +136,9 @@ def _sides(
         yield replace(given, before=before, step=f"build by {engine.runtime}")
         return
     name = f"{path}, as written"
-    plain = replace(settings, optimize="none")
+    plain = replace(settings.session, optimize="none")
     yield replace(given, name=name, step=_step(given), settings=plain, given=False)
+    runtime = settings.runtime
     if path.is_dir() or runtime == engine.runtime:
         yield replace(given, before=name, step=_KERNELS)
     else:
@@ -303,7 +308,7 @@ class SideRunner:
     """
 
     def __init__(
-        self, samples: Path, *, folder: Path, observer: Observer, time_limit_s: float
+        self, samples: Path, *, folder: Path, observer: Observer, time_limit_s: float = 3600.0
     ) -> None:
         self._samples, self._folder = samples, folder
         self._observer, self._time_limit_s = observer, time_limit_s

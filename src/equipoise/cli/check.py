@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -11,98 +13,236 @@ from equipoise.cli import console, options
 from equipoise.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
-    from equipoise.checking import CheckedOutput, CheckRecord
-    from equipoise.stages import Observer
-    from equipoise.tuning import TuneConfig
+    from equipoise.checking import CheckRequest
+    from equipoise.parity.compare import OutputParity
+    from equipoise.parity.precision import Precision
+    from equipoise.verdicts import CheckedSide, CheckRecord
+
+_PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="A bundle directory or an .onnx file.")],
-    source: Annotated[
+    engines: Annotated[
+        list[Path],
+        typer.Argument(help="Bundles, directories of engines, or .onnx files."),
+    ],
+    against: Annotated[
         str,
-        typer.Option(help="The trained model; without it a bundle's own reference outputs serve."),
+        typer.Option(
+            "--against",
+            "--source",
+            help="The trained model; without it a bundle's own reference outputs serve.",
+        ),
     ] = "",
-    data: Annotated[str, typer.Option(help="Evaluation data; needed for an .onnx file.")] = "",
+    data: Annotated[
+        str, typer.Option(help="Evaluation data; a bundle has a few golden samples of its own.")
+    ] = "",
     weights: options.Weights = None,
     task: options.Task = "",
     samples: options.Samples = None,
     tokenizer: options.Tokenizer = None,
     labels: options.Labels = "",
+    metric: Annotated[
+        str, typer.Option(help="Task metric; with --max-drop that of the task by default.")
+    ] = "",
     atol: Annotated[
-        float | None,
-        typer.Option(help="Largest allowed difference; from the model's own noise if not given."),
+        float | None, typer.Option(help="Largest allowed difference; 0 beside --rtol.")
     ] = None,
+    rtol: Annotated[
+        float | None, typer.Option(help="Allowed difference, as a part of the value itself.")
+    ] = None,
+    min_cosine: Annotated[
+        float | None, typer.Option(help="Smallest allowed cosine of a sample.")
+    ] = None,
+    min_sqnr: Annotated[
+        float | None, typer.Option(help="Smallest allowed signal over noise, in dB.")
+    ] = None,
+    max_flips: Annotated[
+        float | None, typer.Option(help="Largest allowed share of other arg-maxima: 0.01.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Largest allowed drop of the metric, at 95 % confidence.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of engines that do not say theirs: float32, float16, int8, ...")
+    ] = "",
+    repeat: Annotated[
+        int, typer.Option(help="Make each engine so often, and run it so often each time.")
+    ] = 1,
+    blame: Annotated[
+        bool | None,
+        typer.Option(
+            "--blame/--no-blame", help="Look for the guilty node; where an engine fails by default."
+        ),
+    ] = None,
+    repro: Annotated[
+        Path | None,
+        typer.Option(help="Directory for the smallest graph that still departs, with a script."),
+    ] = None,
+    locked: Annotated[
+        Path | None, typer.Option(help="Lock of accepted figures, as equipoise lock writes it.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(help="Append Markdown to this file, such as $GITHUB_STEP_SUMMARY."),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write everything as JSON to this file; - prints it.")
+    ] = None,
+    target: options.Target = "cpu",
+    threads: options.Threads = None,
     cache_dir: options.CacheDir = None,
+    time_limit: options.TimeLimit = 3600.0,
     quiet: options.Quiet = False,
-    json: options.Json = False,
 ) -> None:
-    """Check the parity of an engine with its source.
+    """Check the parity of engines with the model they were made from, step by step.
 
-    The exit code is 6 when an output differs by more than is allowed. A bundle is first checked
-    against its hashes (exit code 4).
+    What is allowed comes from the model's own float32 noise on this data, times a factor of the
+    engine's precision; a limit given here takes its place. The exit code is 6 when something
+    differs by more, 4 when an engine is not what its manifest says.
     """
-    from equipoise.tuning import TuneConfig
+    from equipoise.checking import CheckRequest, run_check
+    from equipoise.parity.limits import Limits
 
-    config = TuneConfig(
-        source=source,
+    request = CheckRequest(
+        engines=tuple(engines),
+        against=against,
         data=data,
-        output=path.parent,
         weights=weights,
         task=task,
         samples=samples,
         tokenizer=tokenizer,
         labels=options.names(labels),
+        metric=metric,
+        limits=Limits(
+            atol=atol,
+            rtol=rtol,
+            min_cosine=min_cosine,
+            min_sqnr_db=min_sqnr,
+            max_flips=max_flips,
+            max_drop=max_drop,
+        ),
+        precision=_precision(precision),
+        repeat=repeat,
+        blame=blame,
+        repro=repro,
+        locked=locked,
+        threads=threads,
+        target=target,
         cache=cache_dir,
+        time_limit_s=time_limit,
     )
-    with console.progress(quiet=quiet or json) as observer:
-        check = _bundle if path.is_dir() else _onnx
-        found = check(path, config, observer=observer, atol=atol)
-    if json:
+    printed = json is not None and str(json) == "-"
+    begin = time.monotonic()
+    with console.progress(quiet=quiet or printed) as observer:
+        found = run_check(request, observer=observer)
+    _write(found, request, junit=junit, summary=summary, seconds=time.monotonic() - begin)
+    if json is not None and not printed:
+        _write_json(found, json)
+    if printed:
         console.print_json(found)
     else:
         _print(found)
     if not found.passed:
-        worst = next(output for output in found.outputs if not output.passed)
-        raise ParityError(
-            f"{found.subject}: output {worst.parity.name!r} differs from {found.reference} by"
-            f" {worst.parity.max_abs:.3g}; allowed {worst.allowed:.3g}",
-            hint="It was made from other weights, or this device computes otherwise.",
+        first, _, rest = _failures(found).partition("\n")
+        raise ParityError(first, hint=rest)
+
+
+def _precision(text: str) -> Precision | None:
+    if text and text not in _PRECISIONS:
+        raise UsageError(f"--precision is {text!r}; known: {', '.join(_PRECISIONS)}")
+    return cast("Precision", text) if text else None
+
+
+def _failures(found: CheckRecord) -> str:
+    lines = found.verdict.splitlines()
+    return "\n".join(line for line in lines if line.startswith("FAILED"))
+
+
+def _write(
+    found: CheckRecord,
+    request: CheckRequest,
+    *,
+    junit: Path | None,
+    summary: Path | None,
+    seconds: float,
+) -> None:
+    """The reports of a pipeline; written whether the check passed or not."""
+    from equipoise import fs
+    from equipoise.report import junit as xml
+    from equipoise.report import summary as markdown
+    from equipoise.verdicts import details
+
+    title = ", ".join(map(str, request.engines))
+    if junit is not None:
+        text = xml.junit(found.gates, suite=title, verdict=found.verdict, seconds=seconds)
+        fs.write_text(junit, text)
+    if summary is not None:
+        text = markdown.summary(
+            found.gates, title=title, verdict=found.verdict, details=details(found)
         )
+        before = fs.read_text(summary, error=UsageError) if summary.is_file() else ""
+        fs.write_text(summary, before + text)
 
 
-def _bundle(
-    path: Path, config: TuneConfig, *, observer: Observer, atol: float | None
-) -> CheckRecord:
-    from equipoise.checking import check_bundle
-    from equipoise.deploy import load
-    from equipoise.export.source import parse_source
-    from equipoise.stages import StageRunner, default_cache
+def _write_json(found: CheckRecord, path: Path) -> None:
+    from equipoise import fs
 
-    runner = StageRunner(config.cache or default_cache(), observer=observer)
-    with load(path) as bundle:
-        source = None
-        if config.source:
-            source = parse_source(config.source, weights=config.weights, task=config.task)
-        return check_bundle(bundle, source=source, runner=runner, atol=atol)
-
-
-def _onnx(path: Path, config: TuneConfig, *, observer: Observer, atol: float | None) -> CheckRecord:
-    from equipoise.checking import check_onnx
-    from equipoise.tuning import make_pipeline
-
-    if not config.source or not config.data:
-        raise UsageError(f"checking {path} needs --source and --data")
-    return check_onnx(path, pipeline=make_pipeline(config, observer=observer), atol=atol)
+    fs.write_json(path, found)
 
 
 def _print(found: CheckRecord) -> None:
-    titles = ["output", "largest difference", "allowed", "cosine", "same top-1", "verdict"]
-    console.print_lines(f"{found.subject} against {found.reference}, {found.samples} samples")
-    console.out().print(console.table(titles, map(_row, found.outputs)))
+    titles = ["side", "step", "output", "difference", "SQNR", "cosine", "flips", "allowed"]
+    console.print_lines(
+        f"against {found.reference} ({found.source}) on {found.samples} samples of {found.data}"
+    )
+    rows = [row for checked in found.sides for row in _rows(checked)]
+    console.out().print(console.table(titles, rows))
+    for checked in found.sides:
+        console.print_lines(*_notes(checked))
+    if found.reproducer:
+        console.print_lines(f"reproducer: {found.reproducer}")
+    if found.passed:
+        console.print_lines(found.verdict)
 
 
-def _row(output: CheckedOutput) -> tuple[str, ...]:
-    p = output.parity
-    top1 = "–" if p.top1_agreement is None else f"{p.top1_agreement:.2%}"
-    verdict = "passed" if output.passed else "FAILED"
-    return p.name, f"{p.max_abs:.3g}", f"{output.allowed:.3g}", f"{p.cosine:.6f}", top1, verdict
+def _rows(checked: CheckedSide) -> Iterator[tuple[str, ...]]:
+    if checked.failed:
+        yield checked.side.name, checked.side.step, "–", checked.failed, "–", "–", "–", "–"
+    for parity in checked.outputs:
+        yield (checked.side.name, checked.side.step, *_cells(parity), _verdict(checked, parity))
+
+
+def _cells(parity: OutputParity) -> tuple[str, ...]:
+    return (
+        parity.name,
+        f"{parity.max_abs:.3g}",
+        "equal" if parity.sqnr_db is None else f"{parity.sqnr_db:.1f} dB",
+        f"{parity.cosine:.6f}",
+        "–" if parity.flips is None else f"{parity.flips:.2%}",
+    )
+
+
+def _verdict(checked: CheckedSide, parity: OutputParity) -> str:
+    found = [f for f in checked.findings if f.output == parity.name]
+    failed = [f for f in found if not f.passed]
+    if failed:
+        return f"FAILED: {failed[0].measure} {failed[0].allowed}"
+    return "; ".join(f"{f.measure} {f.allowed}" for f in found) or "–"
+
+
+def _notes(checked: CheckedSide) -> Iterator[str]:
+    for spread in checked.spreads:
+        yield (
+            f"{checked.side.name}: {spread.output} differs by {spread.between_runs:.3g} between"
+            f" {spread.runs} runs and by {spread.between_builds:.3g} between {spread.builds}"
+            f" engines {spread.built} anew"
+        )
+    metric = checked.metric
+    if metric is not None:
+        yield (
+            f"{checked.side.name}: {metric.name} {metric.value.value:.4f}"
+            f" [{metric.value.low:.4f}, {metric.value.high:.4f}], drop {metric.drop.value:+.4f},"
+            f" at most {metric.drop.high:.4f} at 95 %"
+        )

@@ -27,6 +27,7 @@ from equipoise.runtimes.protocol import Session, SessionSettings
 from equipoise.runtimes.registry import session_opener
 from equipoise.spec import Array, Feeds, TensorSpec, describe
 
+_FLOOR_RUNS = 4
 _MOST_ROWS = 16
 
 

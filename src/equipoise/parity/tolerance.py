@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,29 +16,43 @@ from equipoise.spec import Array
 NOISE_FACTOR: Final = 32.0
 """Another order of summation moves a float32 result by a few noise floors; 32 is beyond that."""
 
-PRECISION_FACTORS: Final = {
-    "float32": NOISE_FACTOR,
-    "float16": 2.0**15,
-    "bfloat16": 2.0**18,
-    "int8": 2.0**18,
-    "int4": 2.0**20,
-}
-"""Precision of an engine -> allowed difference in float32 noise floors.
-
-A model magnifies a rounding of its arithmetic by its own factor, which the float32 floor shows. So
-another arithmetic is expected at the floor times the ratio of its unit roundoff to float32's
-(Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 2.1): 2^13 for float16, 2^16
-for bfloat16 and for 8 bits, whose step is 2^-8 of a range, 2^20 for 4. Four times that is allowed,
-and once for 4 bits, which round weights alone. benchmarks/parity.py measures the ratios.
-"""
-
-_MOST_SHARES: Final = {"float16": 2.0**-4, "bfloat16": 2.0**-3, "int8": 2.0**-2}
-"""Precision -> allowed difference over the largest value, whatever the floor; else a half."""
-
 _LEAST_RELATIVE: Final = 1e-6
 """Eight units in the last place of float32: models whose floor happens to be measured as zero."""
 
 _MOST_RELATIVE: Final = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """What a precision may cost: ``clip(factor * floor, least * scale, most * scale)``.
+
+    A model magnifies a rounding of its arithmetic by its own factor, which its float32 floor shows.
+    So another arithmetic is expected at the floor times the ratio of its unit roundoff to float32's
+    (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 2.1): 2^13 for float16,
+    2^16 for bfloat16 and for 8 bits, whose step is 2^-8 of a range, 2^20 for 4. Four times that is
+    allowed, and once for 4 bits, which round weights alone. benchmarks/parity.py measures the
+    ratios.
+
+    Attributes:
+        factor: Allowed difference in float32 noise floors.
+        least: Allowed in any case, as a part of the largest value of the reference: a shallow
+            model rounds its output once, whatever its floor.
+        most: Never allowed, as a part of the same.
+    """
+
+    factor: float
+    least: float
+    most: float
+
+
+ALLOWANCES: Final[dict[str, Allowance]] = {
+    "float32": Allowance(factor=NOISE_FACTOR, least=_LEAST_RELATIVE, most=_MOST_RELATIVE),
+    "float16": Allowance(factor=2.0**15, least=2.0**-10, most=2.0**-5),
+    "bfloat16": Allowance(factor=2.0**18, least=2.0**-7, most=2.0**-3),
+    "int8": Allowance(factor=2.0**18, least=2.0**-4, most=2.0**-2),
+    "int4": Allowance(factor=2.0**20, least=2.0**-3, most=2.0**-1),
+}
+"""Precision of an engine -> what it may cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +141,24 @@ def relative_tolerances(
     )
 
 
-def allowed_difference(tolerance: Tolerance, *, precision: str, scale: float) -> float:
-    """How far an engine of some precision may be from the reference: :data:`PRECISION_FACTORS`.
+def allowed_difference(tolerance: Tolerance, *, precision: str, scale: float) -> tuple[float, str]:
+    """How far an engine of some precision may be from the reference, and why, in words.
 
     Args:
         tolerance: Of the float32 model; its ``atol`` is allowed in any case.
-        precision: A key of :data:`PRECISION_FACTORS`.
+        precision: A key of :data:`ALLOWANCES`.
         scale: Largest absolute value of the reference.
     """
+    rule = ALLOWANCES[precision]
     if precision == "float32":
-        return tolerance.atol
-    most = _MOST_SHARES.get(precision, 0.5) * scale
-    return max(tolerance.atol, min(PRECISION_FACTORS[precision] * tolerance.floor, most))
+        return tolerance.atol, f"{rule.factor:g} times the float32 noise of {tolerance.floor:.3g}"
+    by_floor = rule.factor * tolerance.floor
+    value = float(np.clip(by_floor, rule.least * scale, rule.most * scale))
+    if value == by_floor:
+        why = f"2^{math.log2(rule.factor):g} times the float32 noise of {tolerance.floor:.3g}"
+    else:
+        why = f"1/{scale / value if value else 1:g} of the largest value, {scale:.3g}"
+    return max(value, tolerance.atol), f"{precision}: {why}"
 
 
 def check_parity(
