@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from equipoise.bundle.manifest import Manifest
+from equipoise.bundle.manifest import Engine, Manifest
 from equipoise.data.images import apply
 from equipoise.runtimes.onnxruntime.session import open_session
 from equipoise.runtimes.protocol import SessionSettings
@@ -29,12 +29,18 @@ TEXTS = (
 class Opened:
     """An open bundle, and the shapes that were run."""
 
-    def __init__(self, model: Path, documents: Mapping[str, bytes], **fields: Any) -> None:
+    def __init__(
+        self, model: Path, documents: Mapping[str, bytes], *, batching: bool = True, **fields: Any
+    ) -> None:
         self._session = open_session(model, settings=SessionSettings())
         self.inputs, self.outputs = self._session.inputs, self._session.outputs
         made = {"name": "made", "engines": (), "inputs": self.inputs, "outputs": self.outputs}
         self.manifest = Manifest(**{**made, **fields})
-        self._documents = documents
+        self.engine = Engine(
+            name="made", file="a", files=("a",), runtime="onnxruntime", size_bytes=1,
+            batching=batching,
+        )  # fmt: skip
+        self.documents = dict(documents)
         self.shapes: list[tuple[int, ...]] = []
         self.closed = False
 
@@ -42,13 +48,18 @@ class Opened:
         self.shapes.append(next(iter(feeds.values())).shape)
         return self._session.run(feeds)
 
-    def run_batch(self, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    def run_batch(
+        self, feeds: Sequence[Mapping[str, np.ndarray]], *, most: int
+    ) -> list[dict[str, np.ndarray]]:
+        assert len(feeds) <= most
+        if not self.engine.batching:
+            return [self.run(sample) for sample in feeds]
         joined = {name: np.concatenate([row[name] for row in feeds]) for name in feeds[0]}
         outputs = self.run(joined)
         return [{n: a[i : i + 1] for n, a in outputs.items()} for i in range(len(feeds))]
 
     def read(self, name: str) -> bytes:
-        return self._documents[name]
+        return self.documents[name]
 
     def preprocess(self, image: np.ndarray) -> dict[str, np.ndarray]:
         assert self.manifest.preprocessing is not None

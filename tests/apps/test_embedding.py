@@ -77,7 +77,7 @@ def test_what_cannot_be_embedded_is_named(make, texts) -> None:
         Embedder(make("hidden"), pooling="model")
     with pytest.raises(InputError, match=r"pooling 'cls' needs an output \[batch, tokens, size\]"):
         Embedder(make("named"), pooling="cls")
-    with pytest.raises(InputError, match="is for sequence-classification(.|\n)*TextClassifier"):
+    with pytest.raises(InputError, match=r"is for sequence-classification(.|\n)*TextClassifier"):
         Embedder(make("class", task="sequence-classification"))
     with pytest.raises(InputError, match="no tokenizer"):
         Embedder(make("hidden", tokenizer=None))

@@ -42,16 +42,14 @@ def make_picture_bundle(tmp_path: Path, opened) -> Callable:
     """A bundle of the means of the channels."""
     onnx = pytest.importorskip("onnx")
 
-    def made(end: str = "class", *, batch: int | str = "batch", shape: str = "", **fields):
+    def made(end: str = "class", *, batch: int | str = "batch", shape: str = "", **fields: object):
         outputs, last = ENDS[end]
         taken = (
             f"uint8[{shape}] pixel_values" if shape else f"float[{batch}, 3, 16, 16] pixel_values"
         )
-        body = (
-            "planar = Transpose <perm = [0, 3, 1, 2]> (pixel_values)\npixels = Cast <to = 1> (planar)"
-            if shape
-            else "pixels = Identity(pixel_values)"
-        )
+        planar = "planar = Transpose <perm = [0, 3, 1, 2]> (pixel_values)\n"
+        body = f"{planar}pixels = Cast <to = 1> (planar)"
+        body = body if shape else "pixels = Identity(pixel_values)"
         model = onnx.parser.parse_model(
             f"""<ir_version: 9, opset_import: ["" : 20]>
             means ({taken}) => ({outputs.format(b=batch)}) {{
@@ -75,7 +73,7 @@ def photo(seed: int = 0) -> np.ndarray:
     return image
 
 
-def encoded(picture: Image.Image, form: str = "PNG", **options) -> bytes:
+def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, form, **options)
     return buffer.getvalue()
@@ -112,12 +110,12 @@ def test_a_list_gives_what_its_pictures_give_alone(make_picture_bundle, batch) -
 
 def test_an_engine_that_takes_bytes_gets_bytes(make_picture_bundle) -> None:
     """Resized and cropped where its size is fixed; as they are where it resizes by itself."""
-    fixed = ImageClassifier(make_picture_bundle(shape="batch, 16, 16, 3"))
-    assert fixed(photo()).label == "red"
-    assert fixed._runner._bundle.shapes == [(1, 16, 16, 3)]
-    free = ImageClassifier(make_picture_bundle(shape="batch, height, width, 3", preprocessing=None))
-    free([photo(), photo()[:20]])
-    assert free._runner._bundle.shapes == [(1, 40, 72, 3), (1, 20, 72, 3)]
+    fixed = make_picture_bundle(shape="batch, 16, 16, 3")
+    assert ImageClassifier(fixed)(photo()).label == "red"
+    assert fixed.shapes == [(1, 16, 16, 3)]
+    free = make_picture_bundle(shape="batch, height, width, 3", preprocessing=None)
+    ImageClassifier(free)([photo(), photo()[:20]])
+    assert free.shapes == [(1, 40, 72, 3), (1, 20, 72, 3)]
 
 
 def test_pictures_are_turned_upright() -> None:
@@ -222,7 +220,7 @@ def test_a_bundle_that_takes_no_picture_is_named(make_picture_bundle, make) -> N
         ImageClassifier(make("class"))
     with pytest.raises(InputError, match=r"no scores \[batch, classes\]"):
         ImageClassifier(make_picture_bundle("map"))
-    with pytest.raises(InputError, match="is for image-embedding(.|\n)*Use Embedder"):
+    with pytest.raises(InputError, match=r"is for image-embedding(.|\n)*Use Embedder"):
         ImageClassifier(make_picture_bundle(task="image-embedding"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from equipoise.errors import (
     IncompatibleError,
     InputError,
     NonFiniteError,
+    UsageError,
 )
 
 LABELS = ("bad", "fair", "good")
@@ -95,6 +97,15 @@ def test_a_model_without_a_mask_is_never_padded(make, texts, tokenizer) -> None:
     expected = [bundle.run({"input_ids": encoder.text(t)["input_ids"]})["logits"][0] for t in given]
     powers = np.exp(np.array(expected, dtype=np.float64))
     np.testing.assert_allclose(found, powers / powers.sum(1, keepdims=True), rtol=1e-5)
+
+
+def test_an_engine_whose_batches_were_not_shown_equal_is_not_padded(make, texts) -> None:
+    """Such as one that takes its ranges from its input: padding is input too."""
+    bundle = make("class", batching=False)
+    TextClassifier(bundle)(list(texts))
+    assert len(bundle.shapes) == len(texts)
+    assert len({length for _, length in bundle.shapes}) > 4
+    assert {rows for rows, _ in bundle.shapes} == {1}
 
 
 def test_a_fixed_length_without_a_mask_refuses_what_is_shorter(make, texts) -> None:
@@ -219,7 +230,7 @@ def test_a_bundle_that_takes_no_text_is_named(make, linear_onnx) -> None:
 def test_a_broken_tokenizer_is_named(make) -> None:
     """The bytes are what counts."""
     bundle = make("class")
-    bundle._documents["tokenizer.json"] = b'{"model": 3}'
+    bundle.documents["tokenizer.json"] = b'{"model": 3}'
     with pytest.raises(DataError, match=r"the tokenizer is no tokenizer\.json"):
         TextClassifier(bundle)
 
@@ -236,6 +247,34 @@ def test_an_open_bundle_stays_open(make, texts) -> None:
     with TextClassifier(bundle) as classify:
         classify(texts[0])
     assert not bundle.closed
+
+
+def test_what_counts_when_a_bundle_is_opened_is_refused_for_an_open_one(make) -> None:
+    """A signature that nobody looks at is not quietly ignored."""
+    for settings in ({"trust": b"key"}, {"threads": 2}):
+        with pytest.raises(UsageError, match="this one is open"):
+            TextClassifier(make("class"), **settings)
+
+
+def test_a_bundle_that_is_replaced_brings_its_labels_along(make, texts) -> None:
+    """Between calls; and an answer that was half of each is made again."""
+    bundle = make("class", labels=LABELS)
+    classify = TextClassifier(bundle)
+    before = classify(texts[0])
+    bundle.manifest = replace(bundle.manifest, labels=("x", "y", "z"))
+    assert classify(texts[0]).label == ("x", "y", "z")[before.index]
+    run = bundle.run_batch
+
+    def swapped(feeds, *, most):
+        bundle.run_batch = run
+        bundle.manifest = replace(bundle.manifest, labels=("u", "v", "w"))
+        return run(feeds, most=most)
+
+    bundle.run_batch = swapped
+    assert classify(texts[0]).label == ("u", "v", "w")[before.index]
+    bundle.manifest = replace(bundle.manifest, tokenizer=None)
+    with pytest.raises(InputError, match="has no tokenizer"):
+        classify(texts[0])
 
 
 def test_threads_may_share_it(make, texts) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -50,7 +52,8 @@ def test_bio_and_iob1(tokenizer, tags, expected) -> None:
 @pytest.mark.parametrize(("end", "single", "inner"), [("E", "S", "I"), ("L", "U", "I")])
 def test_bioes_and_bilou_end_where_they_say(tokenizer, end, single, inner) -> None:
     """An ending label is of the span before it, and what follows is another one."""
-    labels = tuple(f"{p}-{k}" for k in ("PER", "LOC") for p in ("B", inner, end, single)) + ("O",)
+    kinds, prefixes = ("PER", "LOC"), ("B", inner, end, single)
+    labels = ("O", *(f"{prefix}-{kind}" for kind in kinds for prefix in prefixes))
     tags = [f"{single}-PER", f"{single}-PER", "B-LOC", f"{end}-LOC", f"{inner}-LOC", "O"]
     found = spans("In Tokyo it rained Berlin Paris", tags, labels, tokenizer)
     assert found == [
@@ -158,7 +161,7 @@ def test_every_token_is_decided_once_where_most_is_seen(tokens: int, room: int, 
     assert decided == list(range(tokens))
     assert all(w.start <= w.first <= w.last <= w.stop for w in made)
     assert all(w.stop - w.start == min(room, tokens) for w in made)
-    for before, after in zip(made, made[1:], strict=False):
+    for before, after in pairwise(made):
         assert before.stop - after.start >= stride
         for token in range(after.start, before.stop):
             by = next(w for w in made if w.first <= token < w.last)
@@ -191,12 +194,12 @@ def test_nothing_of_a_long_text_is_lost(make, texts) -> None:
         assert max(shape[1] for shape in bundle.shapes) == length
 
 
-def test_the_model_sees_what_stands_around_a_token(make, texts) -> None:
+def test_the_model_sees_what_stands_around_a_token(make, texts, tokenizer) -> None:
     """The window that decides is the one whose answer is given."""
     bundle = make("token", classes=5, labels=BIO, max_length=22)
     classify = TokenClassifier(bundle, aggregation="simple", ignore=(), stride=6)
     long = " ".join(texts[:4])
-    row = classify._runner.encoder.whole(long)
+    row = TextEncoder(tokenizer).whole(long)
     expected = []
     for window in windows(row.content.size, room=20, stride=6):
         feeds = row.part(window.start, window.stop).feeds()

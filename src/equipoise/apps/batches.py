@@ -65,9 +65,12 @@ class TextRunner:
         self._length = length if isinstance(length, int) else None
         self.encoder = _encoder(bundle, settings, fixed=self._length)
         # Without a mask the model cannot tell padding from text: it would answer for another text.
-        # Such texts run together only where they happen to be of one length.
-        known = self.encoder.padding is not None or self._length is not None
-        self._pads = "attention_mask" in self._dtypes and known
+        # Such texts run together only where they happen to be of one length. Nor is padded where
+        # the bundle does not say that what runs together gives what it gives alone: an engine that
+        # takes its ranges from its input takes them from padding too, and would gain nothing.
+        self._masked = "attention_mask" in self._dtypes
+        known = self.encoder.padding is not None and bundle.engine.batching
+        self._pads = self._masked and (known or self._length is not None)
 
     def check(self, text: object, *, where: str, empty: bool = False) -> str:
         """``text`` as a string of allowed length.
@@ -135,11 +138,11 @@ class TextRunner:
         if self._length is not None:
             return self._length
         fitting = [size for size in self._settings.buckets if size >= longest]
-        return min(fitting, default=longest) if self._pads else longest
+        return min(fitting, default=longest) if self._masked else longest
 
     def _feeds(self, row: Encoded, length: int) -> dict[str, Array]:
         missing = length - len(row)
-        if missing and not self._pads:
+        if missing and not self._masked:
             raise IncompatibleError(
                 f"the engine takes {length} tokens, a text has {len(row)}, and without an"
                 " attention_mask the rest would count as text",
@@ -168,7 +171,7 @@ def run_rows(bundle: OpenBundle, feeds: Sequence[Feeds], *, batch: int | None) -
         batch: The only batch size that the engine takes; None for any.
     """
     if batch is None:
-        return bundle.run_batch(feeds)
+        return bundle.run_batch(feeds, most=len(feeds))
     found: list[Feeds] = []
     for start in range(0, len(feeds), batch):
         rows = list(feeds[start : start + batch])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, Literal
 
@@ -14,6 +15,7 @@ from equipoise.apps.opening import Application, OpenBundle
 from equipoise.apps.pictures import PictureRunner, takes_pictures
 from equipoise.data.images import MAX_PIXELS
 from equipoise.data.text import Encoded
+from equipoise.deploy import Keys
 from equipoise.errors import InputError, NonFiniteError, unknown_name
 from equipoise.spec import Array, Feeds, TensorSpec
 
@@ -31,7 +33,31 @@ _LEAST_NORM: Final = 1e-12
 """As ``torch.nn.functional.normalize`` has it: a vector of zeros stays one."""
 
 
-class Embedder(Application):
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    runner: TextRunner | PictureRunner
+    output: str
+    pooling: Pooling
+
+    def pooled(self, outputs: Feeds, row: Encoded | None = None) -> Vectors:
+        """One vector. Padding stands behind the tokens of ``row`` and is left out."""
+        values: Vectors = outputs[self.output][0].astype(np.float32)
+        if self.pooling == "model":
+            return values
+        if row is None:
+            return _of_picture(values, cls=self.pooling == "cls")
+        return values[0] if self.pooling == "cls" else _mean(values[: len(row)])
+
+    def vectors(self, given: Sequence[object]) -> list[Vectors]:
+        """One of each text or picture. Raises DataError."""
+        runner = self.runner
+        if isinstance(runner, PictureRunner):
+            return [self.pooled(outputs) for outputs in runner.run(given)]
+        texts = [runner.check(text, where=f"text {i}") for i, text in enumerate(given)]
+        return runner.map([runner.encoder.encode(text) for text in texts], self.pooled)
+
+
+class Embedder(Application[_Prepared]):
     """Gives texts or pictures vectors that lie close where they mean the same. A context manager.
 
     A text that is longer than the bundle allows is cut at its end.
@@ -46,12 +72,13 @@ class Embedder(Application):
             is taken only when asked for.
         normalize: Make every vector of length 1, so that a dot product is a cosine.
         settings: Batches, lengths and limits of texts.
+        trust: Public keys, one of which has to have signed, for a path; see :func:`equipoise.load`.
         threads: Threads per operator, for a path; as measured when None.
 
     Raises:
         InputError: The bundle is for something else, has no tokenizer, or no such output.
         UsageError: There is no such pooling.
-        IntegrityError: It is no bundle, or a file is not what its hash says.
+        IntegrityError: It is no bundle, is not signed, or a file is not what its hash says.
         MissingExtraError: ``tokenizers`` or the runtime is not installed.
     """
 
@@ -59,28 +86,35 @@ class Embedder(Application):
         {"encoder", "feature-extraction", "image-embedding", "text-embedding"}
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  settings of one small thing each
         self,
         bundle: str | Path | OpenBundle,
         *,
         pooling: Pooling = "auto",
         normalize: bool = False,
         settings: TextSettings = _DEFAULT,
+        trust: Keys = (),
         threads: int | None = None,
     ) -> None:
         if pooling not in POOLINGS:
             raise unknown_name("pooling", pooling, POOLINGS)
         self._asked, self._normalize, self._settings = pooling, normalize, settings
-        super().__init__(bundle, threads=threads)
+        super().__init__(bundle, trust=trust, threads=threads)
 
-    def _prepare(self) -> None:
+    @property
+    def pooling(self) -> Pooling:
+        """How vectors are made: what was asked for, or what ``auto`` has become."""
+        return self._made[1].pooling
+
+    def _prepare(self) -> _Prepared:
         pictures = takes_pictures(self.session)
-        self._output, self.pooling = _choose(self.session, self._asked, pictures=pictures)
-        self._runner: TextRunner | PictureRunner = (
+        output, pooling = _choose(self.session, self._asked, pictures=pictures)
+        runner = (
             PictureRunner(self.session, max_pixels=MAX_PIXELS)
             if pictures
             else TextRunner(self.session, self._settings)
         )
+        return _Prepared(runner=runner, output=output, pooling=pooling)
 
     def __call__(self, given: object) -> Vectors:
         """Vectors of a text or a picture, or of each of a list.
@@ -97,25 +131,9 @@ class Embedder(Application):
         """
         single = not isinstance(given, list | tuple)
         items = [given] if single else as_batch(given, what="text or picture")
-        if isinstance(self._runner, TextRunner):
-            vectors = self._of_texts(self._runner, items)
-        else:
-            vectors = [self._pooled(outputs, None) for outputs in self._runner.run(items)]
+        vectors = self._answer(lambda prepared: prepared.vectors(items))
         found = self._finished(np.stack(vectors))
         return np.asarray(found[0]) if single else found
-
-    def _of_texts(self, runner: TextRunner, texts: Sequence[object]) -> list[Vectors]:
-        checked = [runner.check(text, where=f"text {i}") for i, text in enumerate(texts)]
-        return runner.map([runner.encoder.encode(text) for text in checked], self._pooled)
-
-    def _pooled(self, outputs: Feeds, row: Encoded | None) -> Vectors:
-        """One vector. Padding stands behind the tokens of ``row`` and is left out."""
-        values: Vectors = outputs[self._output][0].astype(np.float32)
-        if self.pooling == "model":
-            return values
-        if row is None:
-            return _of_picture(values, cls=self.pooling == "cls")
-        return values[0] if self.pooling == "cls" else _mean(values[: len(row)])
 
     def _finished(self, vectors: Vectors) -> Vectors:
         if not np.isfinite(vectors).all():

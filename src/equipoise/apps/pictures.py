@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, overload
 
@@ -12,6 +13,7 @@ from equipoise.apps.batches import as_batch, run_rows
 from equipoise.apps.classification import Classification, classified
 from equipoise.apps.opening import Application, OpenBundle, output_of
 from equipoise.data.images import MAX_PIXELS, check_picture, decode_picture, framed
+from equipoise.deploy import Keys
 from equipoise.errors import InputError
 from equipoise.spec import Array, Feeds
 
@@ -84,18 +86,26 @@ def takes_pictures(bundle: OpenBundle) -> bool:
     return of_bytes or bundle.manifest.preprocessing is not None
 
 
-class ImageClassifier(Application):
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    runner: PictureRunner
+    output: str
+    labels: tuple[str, ...]
+
+
+class ImageClassifier(Application[_Prepared]):
     """Says of which class a picture is. A context manager.
 
     Args:
         bundle: Path of a bundle, or an open one.
         multi_label: Classes do not exclude each other: each gets its own probability.
         max_pixels: A larger picture is refused before it is decoded.
+        trust: Public keys, one of which has to have signed, for a path; see :func:`equipoise.load`.
         threads: Threads per operator, for a path; as measured when None.
 
     Raises:
         InputError: The bundle is for something else, or does not say how pictures are prepared.
-        IntegrityError: It is no bundle, or a file is not what its hash says.
+        IntegrityError: It is no bundle, is not signed, or a file is not what its hash says.
         MissingExtraError: The runtime is not installed.
     """
 
@@ -107,14 +117,18 @@ class ImageClassifier(Application):
         *,
         multi_label: bool = False,
         max_pixels: int = MAX_PIXELS,
+        trust: Keys = (),
         threads: int | None = None,
     ) -> None:
         self._multi_label, self._max_pixels = multi_label, max_pixels
-        super().__init__(bundle, threads=threads)
+        super().__init__(bundle, trust=trust, threads=threads)
 
-    def _prepare(self) -> None:
-        self._output = output_of(self.session, rank=2, what="scores [batch, classes]")
-        self._runner = PictureRunner(self.session, max_pixels=self._max_pixels)
+    def _prepare(self) -> _Prepared:
+        return _Prepared(
+            output=output_of(self.session, rank=2, what="scores [batch, classes]"),
+            runner=PictureRunner(self.session, max_pixels=self._max_pixels),
+            labels=self.session.manifest.labels,
+        )
 
     @overload
     def __call__(self, pictures: Picture) -> Classification: ...
@@ -140,9 +154,13 @@ class ImageClassifier(Application):
         """
         single = not isinstance(pictures, list | tuple)
         given = [pictures] if single else as_batch(pictures, what="picture")
-        found = tuple(self._decided(outputs) for outputs in self._runner.run(given))
+        found = self._answer(lambda prepared: self._classified(given, prepared))
         return found[0] if single else found
 
-    def _decided(self, outputs: Feeds) -> Classification:
-        labels = self.session.manifest.labels
-        return classified(outputs[self._output][0], labels, multi_label=self._multi_label)
+    def _classified(
+        self, pictures: Sequence[object], prepared: _Prepared
+    ) -> tuple[Classification, ...]:
+        return tuple(
+            classified(outputs[prepared.output][0], prepared.labels, multi_label=self._multi_label)
+            for outputs in prepared.runner.run(pictures)
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, overload
 
@@ -10,6 +11,7 @@ from equipoise.apps.batches import TextRunner, TextSettings, as_batch
 from equipoise.apps.classification import Classification, classified
 from equipoise.apps.opening import Application, OpenBundle, output_of
 from equipoise.data.text import Encoded
+from equipoise.deploy import Keys
 from equipoise.errors import DataError
 from equipoise.spec import Feeds
 
@@ -19,7 +21,14 @@ Text = str | tuple[str, str]
 _DEFAULT: Final = TextSettings()
 
 
-class TextClassifier(Application):
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    runner: TextRunner
+    output: str
+    labels: tuple[str, ...]
+
+
+class TextClassifier(Application[_Prepared]):
     """Says of which class a text is, or a pair of texts. A context manager.
 
     A text that is longer than the bundle allows is cut at its end, and of a pair the longer text
@@ -30,11 +39,12 @@ class TextClassifier(Application):
         multi_label: Classes do not exclude each other: each gets its own probability (sigmoid).
             Otherwise they share one (softmax), and a model with a single output gives its value.
         settings: Batches, lengths and limits.
+        trust: Public keys, one of which has to have signed, for a path; see :func:`equipoise.load`.
         threads: Threads per operator, for a path; as measured when None.
 
     Raises:
         InputError: The bundle is for something else, or has no tokenizer.
-        IntegrityError: It is no bundle, or a file is not what its hash says.
+        IntegrityError: It is no bundle, is not signed, or a file is not what its hash says.
         MissingExtraError: ``tokenizers`` or the runtime is not installed.
     """
 
@@ -46,14 +56,18 @@ class TextClassifier(Application):
         *,
         multi_label: bool = False,
         settings: TextSettings = _DEFAULT,
+        trust: Keys = (),
         threads: int | None = None,
     ) -> None:
         self._multi_label, self._settings = multi_label, settings
-        super().__init__(bundle, threads=threads)
+        super().__init__(bundle, trust=trust, threads=threads)
 
-    def _prepare(self) -> None:
-        self._output = output_of(self.session, rank=2, what="scores [batch, classes]")
-        self._runner = TextRunner(self.session, self._settings)
+    def _prepare(self) -> _Prepared:
+        return _Prepared(
+            output=output_of(self.session, rank=2, what="scores [batch, classes]"),
+            runner=TextRunner(self.session, self._settings),
+            labels=self.session.manifest.labels,
+        )
 
     @overload
     def __call__(self, texts: Text) -> Classification: ...  # type: ignore[overload-overlap]
@@ -71,11 +85,20 @@ class TextClassifier(Application):
         """
         single = isinstance(texts, str | tuple)
         given = [texts] if single else as_batch(texts, what="text")
-        rows = [self._encoded(text, number=i) for i, text in enumerate(given)]
-        found = self._runner.map(rows, self._decided)
+        found = self._answer(lambda prepared: self._classified(given, prepared))
         return found[0] if single else tuple(found)
 
-    def _encoded(self, given: object, *, number: int) -> Encoded:
+    def _classified(self, texts: Sequence[object], prepared: _Prepared) -> list[Classification]:
+        rows = [self._encoded(text, prepared.runner, number=i) for i, text in enumerate(texts)]
+
+        def decided(outputs: Feeds, _row: Encoded) -> Classification:
+            scores = outputs[prepared.output][0]
+            return classified(scores, prepared.labels, multi_label=self._multi_label)
+
+        return prepared.runner.map(rows, decided)
+
+    @staticmethod
+    def _encoded(given: object, runner: TextRunner, *, number: int) -> Encoded:
         where = f"text {number}"
         texts = given if isinstance(given, tuple) else (given,)
         if len(texts) not in {1, 2}:
@@ -83,9 +106,5 @@ class TextClassifier(Application):
                 f"{where} is a tuple of {len(texts)}",
                 hint="A pair is a tuple of two texts; give several texts as a list.",
             )
-        first, *second = [self._runner.check(text, where=where) for text in texts]
-        return self._runner.encoder.encode(first, pair=second[0] if second else None)
-
-    def _decided(self, outputs: Feeds, _row: Encoded) -> Classification:
-        labels = self.session.manifest.labels
-        return classified(outputs[self._output][0], labels, multi_label=self._multi_label)
+        first, *second = [runner.check(text, where=where) for text in texts]
+        return runner.encoder.encode(first, pair=second[0] if second else None)

@@ -15,6 +15,7 @@ from equipoise.apps.entities import STRATEGIES, Aggregation, Entity, Grouping, f
 from equipoise.apps.opening import Application, OpenBundle, output_of
 from equipoise.data.decode import Probabilities, softmax
 from equipoise.data.text import Encoded
+from equipoise.deploy import Keys
 from equipoise.errors import InputError, unknown_name
 from equipoise.spec import Feeds
 
@@ -60,7 +61,27 @@ def windows(tokens: int, *, room: int, stride: int) -> tuple[Window, ...]:
     )
 
 
-class TokenClassifier(Application):
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """Attributes: room: Tokens of a text that the model sees at once."""
+
+    runner: TextRunner
+    output: str
+    grouping: Grouping
+    room: int
+    stride: int
+
+    def windows(self, row: Encoded) -> tuple[Window, ...]:
+        """None for a text without a token: there is nothing to ask the model."""
+        tokens = row.content.size
+        return windows(tokens, room=self.room, stride=self.stride) if tokens else ()
+
+    def scores(self, outputs: Feeds, row: Encoded) -> Probabilities:
+        """Probabilities of the tokens that are of the text: [tokens, classes]."""
+        return softmax(outputs[self.output][0][row.content])
+
+
+class TokenClassifier(Application[_Prepared]):
     """Finds entities in texts. A context manager.
 
     A text that is longer than the bundle allows is seen through overlapping windows
@@ -73,12 +94,13 @@ class TokenClassifier(Application):
         ignore: Labels that are no entities.
         stride: Tokens that two windows share; a quarter of a window when None.
         settings: Batches, lengths and limits.
+        trust: Public keys, one of which has to have signed, for a path; see :func:`equipoise.load`.
         threads: Threads per operator, for a path; as measured when None.
 
     Raises:
         InputError: The bundle is for something else, has no tokenizer, or ``stride`` is too large.
         UsageError: There is no such aggregation.
-        IntegrityError: It is no bundle, or a file is not what its hash says.
+        IntegrityError: It is no bundle, is not signed, or a file is not what its hash says.
         MissingExtraError: ``tokenizers`` or the runtime is not installed.
     """
 
@@ -92,32 +114,35 @@ class TokenClassifier(Application):
         ignore: Collection[str] = ("O",),
         stride: int | None = None,
         settings: TextSettings = _DEFAULT,
+        trust: Keys = (),
         threads: int | None = None,
     ) -> None:
         if aggregation not in STRATEGIES:
             raise unknown_name("aggregation", aggregation, STRATEGIES)
         self._aggregation, self._ignore, self._stride = aggregation, frozenset(ignore), stride
         self._settings = settings
-        super().__init__(bundle, threads=threads)
+        super().__init__(bundle, trust=trust, threads=threads)
 
-    def _prepare(self) -> None:
-        self._output = output_of(self.session, rank=3, what="scores [batch, tokens, classes]")
-        self._runner = TextRunner(self.session, self._settings)
-        encoder = self._runner.encoder
-        self._grouping = Grouping(
+    def _prepare(self) -> _Prepared:
+        output = output_of(self.session, rank=3, what="scores [batch, tokens, classes]")
+        runner = TextRunner(self.session, self._settings)
+        room = runner.encoder.whole("").room(runner.encoder.max_length)
+        grouping = Grouping(
             labels=self.session.manifest.labels,
             aggregation=self._aggregation,
-            splits_words=encoder.splits_words,
+            splits_words=runner.encoder.splits_words,
         )
-        self._room = encoder.whole("").room(encoder.max_length)
-        if self._stride is None:
-            self._stride = self._room // _SHARED
-        if not 0 <= self._stride < self._room:
+        stride = self._stride_in(room)
+        return _Prepared(runner=runner, output=output, grouping=grouping, room=room, stride=stride)
+
+    def _stride_in(self, room: int) -> int:
+        stride = room // _SHARED if self._stride is None else self._stride
+        if not 0 <= stride < room:
             raise InputError(
-                f"windows cannot share {self._stride} tokens: the model sees {self._room} of a text"
-                " at once",
+                f"windows cannot share {stride} tokens: the model sees {room} of a text at once",
                 hint="Give a smaller stride, or none.",
             )
+        return stride
 
     @overload
     def __call__(self, texts: str) -> tuple[Entity, ...]: ...  # type: ignore[overload-overlap]
@@ -138,41 +163,33 @@ class TokenClassifier(Application):
         """
         single = isinstance(texts, str)
         given = [texts] if single else as_batch(texts, what="text")
-        checked = [
-            self._runner.check(text, where=f"text {i}", empty=True) for i, text in enumerate(given)
-        ]
-        found = self._found(checked)
+        found = self._answer(lambda prepared: self._found(given, prepared))
         return found[0] if single else tuple(found)
 
-    def _found(self, texts: Sequence[str]) -> list[tuple[Entity, ...]]:
+    def _found(self, given: Sequence[object], prepared: _Prepared) -> list[tuple[Entity, ...]]:
         """All windows of all texts run together."""
-        whole = [self._runner.encoder.whole(text) for text in texts]
-        parts = [self._windows(row) for row in whole]
+        runner = prepared.runner
+        texts = [runner.check(text, where=f"text {i}", empty=True) for i, text in enumerate(given)]
+        whole = [runner.encoder.whole(text) for text in texts]
+        seen = [prepared.windows(row) for row in whole]
         rows = [
             row.part(window.start, window.stop)
-            for row, seen in zip(whole, parts, strict=True)
-            for window in seen
+            for row, of_row in zip(whole, seen, strict=True)
+            for window in of_row
         ]
-        scores = iter(self._runner.map(rows, self._scores))
-        joined = [[next(scores)[w.first - w.start : w.last - w.start] for w in ws] for ws in parts]
+        scores = iter(runner.map(rows, prepared.scores))
+        decided = [
+            [next(scores)[w.first - w.start : w.last - w.start] for w in of_row] for of_row in seen
+        ]
         return [
-            self._entities(text, row, pieces)
-            for text, row, pieces in zip(texts, whole, joined, strict=True)
+            self._entities(text, row, pieces, grouping=prepared.grouping)
+            for text, row, pieces in zip(texts, whole, decided, strict=True)
         ]
-
-    def _windows(self, row: Encoded) -> tuple[Window, ...]:
-        """None for a text without a token: there is nothing to ask the model."""
-        tokens = row.content.size
-        return windows(tokens, room=self._room, stride=self._stride or 0) if tokens else ()
-
-    def _scores(self, outputs: Feeds, row: Encoded) -> Probabilities:
-        """Probabilities of the tokens that are of the text: [tokens, classes]."""
-        return softmax(outputs[self._output][0][row.content])
 
     def _entities(
-        self, text: str, row: Encoded, pieces: Sequence[Probabilities]
+        self, text: str, row: Encoded, pieces: Sequence[Probabilities], *, grouping: Grouping
     ) -> tuple[Entity, ...]:
         if not pieces:
             return ()
-        entities = find_entities(text, row, np.concatenate(pieces), grouping=self._grouping)
+        entities = find_entities(text, row, np.concatenate(pieces), grouping=grouping)
         return tuple(entity for entity in entities if entity.label not in self._ignore)
