@@ -27,7 +27,7 @@ from equipoise.parity.tolerance import allowed_difference
 from equipoise.pipeline import Pipeline
 from equipoise.report.gates import Gate
 from equipoise.runtimes.protocol import SessionSettings
-from equipoise.sides import Side, SideRunner, SideSettings, sides_of
+from equipoise.sides import FLOAT_OPTIMISED, FLOAT_WRITTEN, Side, SideRunner, SideSettings, sides_of
 from equipoise.spec import Array
 from equipoise.stages import Observer, StageRunner, default_cache
 from equipoise.targets.machine import detect_machine
@@ -255,7 +255,7 @@ class _Checks:
 
     def _judge(self, side: Side, compared: Sequence[OutputParity]) -> Iterator[Finding]:
         """The float sides keep to the noise floor, given engines to the user's limits if any."""
-        if not side.given and side.precision != "float32":
+        if not side.given and side.name not in {FLOAT_WRITTEN, FLOAT_OPTIMISED}:
             return
         limits = self._request.limits if side.given else Limits()
         for parity in compared:
@@ -266,33 +266,28 @@ class _Checks:
         tolerance = self._tolerances[parity.name]
         return allowed_difference(tolerance, precision=side.precision, scale=parity.scale)
 
-    def _find_metric(self) -> Metric | None:
-        """The metric that was asked for; with a limit of its drop, that of the task."""
+    def _find_metric(self) -> str:
+        """The metric that was asked for; with a limit of its drop, that of the task; else none."""
         request = self._request
-        if not request.metric and request.limits.max_drop is None:
-            return None
-        name = request.metric or _METRICS.get(self._pipeline.job.source.task, "accuracy")
-        self._metric_name = name
-        return get_metric(name, labels=self._pipeline.data.record.labels)
+        if request.metric or request.limits.max_drop is None:
+            return request.metric
+        return _METRICS.get(self._pipeline.job.source.task, "accuracy")
 
     def _metric_of(self, outputs: Rows) -> MetricCheck | None:
-        if self._metric is None:
+        if not self._metric:
             return None
-        reference, own = self._statistics(self._reference), self._statistics(outputs)
-        value, discrete = self._metric.value, self._metric.discrete
+        metric = get_metric(self._metric, labels=self._pipeline.data.record.labels)
+        labels = Rows(self._pipeline.data.files / "labels")
+        reference, own = (
+            _statistics(metric, found, labels=labels, reference=self._reference)
+            for found in (self._reference, outputs)
+        )
         return MetricCheck(
-            name=self._metric_name,
-            value=metric_interval(own, value),
-            drop=paired_drop(reference, own, value, discrete=discrete),
+            name=self._metric,
+            value=metric_interval(own, metric.value),
+            drop=paired_drop(reference, own, metric.value, discrete=metric.discrete),
             max_drop=self._request.limits.max_drop,
         )
-
-    def _statistics(self, outputs: Rows) -> Array:
-        """float64 [samples, k]."""
-        metric = self._metric
-        labels = Rows(self._pipeline.data.files / "labels")
-        rows = zip(outputs, labels, self._reference, strict=True)
-        return np.stack([metric.statistics(o, w["label"], r) for o, w, r in rows])  # type: ignore[union-attr]
 
     def _blame(self, sides: Sequence[CheckedSide]) -> tuple[Blame | None, str]:
         """The node that departs in the first engine that fails, and its reproducer."""
@@ -312,5 +307,18 @@ class _Checks:
         blame = find_blame(self._pipeline.float_model, engine.file, feeds=feeds, settings=settings)
         if self._request.repro is None or blame.first is None:
             return blame, ""
-        write_reproducer(self._request.repro, blame, feeds=feeds, settings=settings)
-        return blame, str(self._request.repro)
+        made = write_reproducer(
+            self._request.repro,
+            blame.first,
+            reference=self._pipeline.float_model,
+            candidate=engine.file,
+            feeds=feeds,
+            settings=settings,
+        )
+        return blame, str(made.directory)
+
+
+def _statistics(metric: Metric, outputs: Rows, *, labels: Rows, reference: Rows) -> Array:
+    """float64 [samples, k]."""
+    rows = zip(outputs, labels, reference, strict=True)
+    return np.stack([metric.statistics(found, w["label"], r) for found, w, r in rows])
