@@ -1,112 +1,90 @@
-"""Pack the chosen engine of a run into a bundle."""
+"""Pack the chosen engine of a run into a bundle, and the float engine beside it where asked."""
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
-import numpy as np
-
-from equipoise import record
-from equipoise.bundle.golden import GOLDEN_FILE, Golden, golden_bytes
-from equipoise.bundle.manifest import Engine, Manifest
-from equipoise.bundle.writer import write_bundle
-from equipoise.data.store import Rows
+from equipoise import fs
+from equipoise.bundle.manifest import Calibration, Manifest, Needs
+from equipoise.assembly.parts import Part, cpu_flags_for, engine_files, run_part
+from equipoise.assembly.writing import About, exported_parity, write_parts
+from equipoise.parity.precision import precision_of
 from equipoise.parity.record import ParityRecord
-from equipoise.parity.tolerance import Tolerance
 from equipoise.pipeline import Pipeline
+from equipoise.quantize.schemes import StaticInt8
 from equipoise.recipe import Recipe
 from equipoise.runtimes.protocol import SessionSettings
-from equipoise.runtimes.registry import session_opener
+from equipoise.search.candidates import BASELINE
 from equipoise.search.result import TuneResult
-from equipoise.spec import Array, TensorSpec
-
-_GOLDEN_SAMPLES: Final = 4
 
 
-def pack(pipeline: Pipeline, result: TuneResult, *, output: Path) -> Manifest:
-    """Write the bundle of ``result.chosen`` to ``output``. All stages have run before."""
-    recipe = next(c.recipe for c in result.candidates if c.recipe.name == result.chosen)
-    built = pipeline.build(pipeline.make(recipe).model, label=recipe.name)
-    engine = built.files / built.record.file
-    inputs, outputs, golden = _golden(pipeline, engine)
-    tokenizer = pipeline.job.data.tokenizer
-    manifest = Manifest(
+def pack(
+    pipeline: Pipeline, result: TuneResult, *, output: Path, fallback: bool = False
+) -> Manifest:
+    """Write the bundle of ``result.chosen`` to ``output``. All stages have run before.
+
+    Args:
+        pipeline: The stages.
+        result: What was chosen.
+        output: Where; an archive if it ends in ``.zip``.
+        fallback: Put the float engine beside it, for devices that the chosen one does not fit.
+    """
+    recipes = {c.recipe.name: c.recipe for c in result.candidates}
+    names = [result.chosen, *([BASELINE] if fallback and result.chosen != BASELINE else [])]
+    ran = []
+    for name in names:
+        part = _part(pipeline, recipes[name], fallback=name != result.chosen)
+        ran.append(replace(run_part(part, pipeline), parity=_evaluated(pipeline, part)))
+    calibrated = isinstance(recipes[result.chosen].quantization, StaticInt8)
+    about = About(
         name=result.source,
-        target=result.target,
-        engine=Engine(
-            file=built.record.file,
-            runtime=pipeline.job.target.runtime,
-            threads=result.threads,
-            size_bytes=built.record.size_bytes,
-        ),
-        inputs=inputs,
-        outputs=outputs,
-        files={},
-        golden_tolerance=golden_tolerance(golden, pipeline.exported.record.proof.tolerances),
-        task=pipeline.job.source.task,
-        labels=pipeline.data.record.labels,
-        tokenizer="tokenizer.json" if tokenizer else None,
-        max_length=pipeline.job.data.max_length,
-        preprocessing=pipeline.exported.record.preprocessing,
+        calibration=calibration_of(pipeline) if calibrated else None,
         versions=result.versions,
     )
-    copies = {file.name: file for file in built.files.iterdir()}
-    if tokenizer:
-        copies["tokenizer.json"] = tokenizer
-    documents = {
-        GOLDEN_FILE: golden_bytes(golden),
-        "parity.json": record.dumps(_parity(pipeline, engine, recipe)).encode(),
-        "recipe.json": record.dumps(recipe).encode(),
-    }
-    return write_bundle(output, manifest, copies=copies, documents=documents)
+    return write_parts(pipeline, ran, output=output, about=about)
 
 
-def _golden(
-    pipeline: Pipeline, engine: Path
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[Golden, ...]]:
-    """Specs of the engine, and the first samples with its outputs and the reference's."""
-    rows, reference = Rows(pipeline.evaluation), Rows(pipeline.reference.files)
-    settings = SessionSettings(threads=pipeline.job.threads)
-    open_session = session_opener(pipeline.job.target.runtime)
-    with open_session(engine, settings=settings) as session:
-        vectors = [
-            Golden(inputs=rows[i], outputs=session.run(rows[i]), reference=reference[i])
-            for i in range(min(_GOLDEN_SAMPLES, len(rows)))
-        ]
-        return session.inputs, session.outputs, tuple(vectors)
+def _part(pipeline: Pipeline, recipe: Recipe, *, fallback: bool) -> Part:
+    built = pipeline.build(pipeline.make(recipe).model, label=recipe.name)
+    target = pipeline.job.target
+    files = engine_files(built.files, file=built.record.file)
+    precision = precision_of(files[built.record.file]) or "unknown"
+    return Part(
+        name=recipe.name,
+        file=built.record.file,
+        files=files,
+        runtime=target.runtime,
+        settings=SessionSettings(threads=pipeline.job.threads),
+        target=target.name,
+        precision=precision,
+        needs=Needs(any_cpu_flag=cpu_flags_for(target, precision)),
+        fallback=fallback,
+        recipe=recipe,
+    )
 
 
-def golden_tolerance(
-    vectors: tuple[Golden, ...], allowed: tuple[Tolerance, ...]
-) -> dict[str, float]:
-    """Output -> how far another device may be from the golden outputs.
-
-    The tolerance of the float model, plus the engine's own largest difference from the reference:
-    another kernel may round otherwise, but not by more than quantisation itself did.
-    """
-    return {
-        limit.output: limit.atol
-        + max(
-            _largest_difference(v.outputs[limit.output], v.reference[limit.output]) for v in vectors
-        )
-        for limit in allowed
-    }
-
-
-def _largest_difference(left: Array, right: Array) -> float:
-    return float(np.abs(left.astype(np.float64) - right.astype(np.float64)).max(initial=0.0))
-
-
-def _parity(pipeline: Pipeline, engine: Path, recipe: Recipe) -> ParityRecord:
-    exported = pipeline.exported.record
-    evaluated = pipeline.evaluate(engine, label=recipe.name).record
-    return ParityRecord(
-        reference=pipeline.reference.record.by,
-        exporter=exported.exporter,
+def _evaluated(pipeline: Pipeline, part: Part) -> ParityRecord:
+    """Parity of an engine on all evaluation samples, which a stage has measured."""
+    assert part.recipe is not None  # noqa: S101  of a candidate
+    evaluated = pipeline.evaluate(part.files[part.file], label=part.recipe.name).record
+    return replace(
+        exported_parity(pipeline),
         samples=evaluated.samples,
-        tolerances=exported.proof.tolerances,
-        exported=exported.verified.parity,
         engine=evaluated.parity,
         engine_batch=evaluated.batch_parity,
+    )
+
+
+def calibration_of(pipeline: Pipeline) -> Calibration:
+    """What calibrated: SHA-256 over the names and hashes of the files of its rows."""
+    digest = hashlib.sha256()
+    for path in sorted(pipeline.calibration.iterdir()):
+        digest.update(f"{path.name} {fs.sha256_file(path)}\n".encode())
+    data = pipeline.job.data
+    return Calibration(
+        fingerprint=digest.hexdigest(),
+        samples=pipeline.data.record.calibration_samples,
+        data=data.calibration or data.data,
     )

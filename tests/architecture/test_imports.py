@@ -14,16 +14,17 @@ from equipoise.extras import EXTRA_OF
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "equipoise"
 
 LAYERS: dict[int, tuple[str, ...]] = {
-    0: ("errors", "record", "spec", "fs", "extras", "registry", "progress"),
-    1: ("targets", "vouching", "bundle", "data", "onnxio", "stages", "isolation"),
+    0: ("errors", "record", "spec", "fs", "extras", "registry", "progress", "provenance"),
+    1: ("targets", "vouching", "bundle", "data", "lint", "onnxio", "stages", "isolation"),
     2: ("runtimes",),
-    3: ("graph", "parity", "measure", "deploy", "apps", "testing"),
+    3: ("graph", "parity", "measure", "serving", "deploy", "apps", "testing"),
     4: ("export", "quantize"),
     5: (
-        "recipe", "search", "report", "pipeline", "pack", "tuning", "checking", "doctor",
+        "recipe", "search", "report", "pipeline", "assembly", "pack", "packing", "tuning", "checking", "doctor",
         "exporting", "quantizing", "building", "fitting", "engines", "signing",
+        "locked", "locking",
     ),
-    6: ("cli", "__main__"),
+    6: ("cli", "__main__", "pytest_plugin"),
 }  # fmt: skip
 """Each folder or module of the package belongs to one layer and imports from lower ones."""
 
@@ -33,15 +34,21 @@ PEERS: dict[str, set[str]] = {
     "fs": {"errors", "record"},
     "extras": {"errors"},
     "registry": {"errors"},
+    "onnxio": {"lint"},
     "stages": {"isolation"},
     "bundle": {"data", "vouching"},
     "measure": {"graph", "parity"},
+    "deploy": {"serving"},
     "apps": {"deploy"},
     "search": {"recipe"},
     "report": {"search"},
     "pipeline": {"recipe"},
-    "pack": {"pipeline", "recipe", "search"},
+    "assembly": {"pipeline", "recipe", "report"},
+    "pack": {"assembly", "pipeline", "recipe", "search"},
+    "packing": {"assembly", "pipeline", "tuning"},
     "checking": {"pipeline"},
+    "locked": {"report"},
+    "locking": {"locked", "pipeline", "report"},
     "exporting": {"pipeline"},
     "quantizing": {"pipeline"},
     "building": {"pipeline"},

@@ -76,8 +76,8 @@ class Engine:
             it could not be, and they are those of the float reference.
         golden_tolerance: Output -> largest absolute difference from the golden outputs that a
             device may show. Empty when it was not run where it was packed and nobody stated one.
-        batching: Whether samples run together were shown to give what they give alone, within
-            the golden tolerance.
+        batching: Whether samples run together were shown to give what they give alone, as close
+            as two float32 kernels are to each other.
         fallback: Whether it is the float engine that is there for devices that nothing else fits.
     """
 

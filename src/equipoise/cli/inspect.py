@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,11 +11,12 @@ import typer
 from equipoise.cli import console, options
 
 if TYPE_CHECKING:
+    from equipoise.engines import BundleView
     from equipoise.graph.cost import ModelCost, TensorCost
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="An .onnx file or a bundle directory.")],
+    path: Annotated[Path, typer.Argument(help="An .onnx file or a bundle.")],
     dim: Annotated[
         list[str] | None, typer.Option(help="Size of a dynamic dimension: sequence=128.")
     ] = None,
@@ -24,25 +26,56 @@ def command(
     """Show what a model is and what it costs.
 
     Inputs, operators, parameters, multiply-accumulates per inference, weight and peak activation
-    memory, and the largest tensors.
+    memory, and the largest tensors. Of a bundle, every hash is checked; then what it holds, which
+    of its engines this machine would run, and what that one costs where it is ONNX.
     """
+    from equipoise.bundle.reading import is_bundle
+
+    sizes = options.sizes(dim or (), option="--dim")
+    if path.is_dir() or is_bundle(path):
+        _bundle(path, sizes=sizes, top=top, json=json)
+        return
     from equipoise.graph.cost import analyze
 
-    found = analyze(_engine(path), sizes=options.sizes(dim or (), option="--dim"), top=top)
+    found = analyze(path, sizes=sizes, top=top)
     if json:
         console.print_json(found)
     else:
         _print(found, path=path)
 
 
-def _engine(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    from equipoise.bundle.manifest import read_manifest, verify
+def _bundle(path: Path, *, sizes: dict[str, int], top: int, json: bool) -> None:
+    from equipoise.engines import view_bundle
 
-    manifest = read_manifest(path)
-    verify(path, manifest)
-    return path / manifest.engine.file
+    found = view_bundle(path, sizes=sizes, top=top)
+    if json:
+        console.print_json(found)
+        return
+    console.print_lines(*_bundle_lines(found))
+    if found.cost is not None:
+        console.print_lines("")
+        _print(found.cost, path=Path(f"{path}: engine {found.chosen}"))
+
+
+def _bundle_lines(found: BundleView) -> Iterator[str]:
+    from equipoise.report.rows import size
+
+    manifest = found.manifest
+    state = "a signature, not checked here: equipoise verify" if found.signed else "not signed"
+    yield f"bundle       {found.bundle} ({manifest.name}, serial {manifest.serial}, {state})"
+    yield from (f"input        {spec}" for spec in manifest.inputs)
+    yield from (f"output       {spec}" for spec in manifest.outputs)
+    for engine in manifest.engines:
+        kind = f"{engine.precision}, {size(engine.size_bytes)}, {engine.runtime}"
+        state = "runs here" if engine.name == found.chosen else found.unfit.get(engine.name, "fits")
+        yield f"engine       {engine.name} ({kind}): {state}"
+    licences = manifest.licences
+    stated = {"model": licences.model, "weights": licences.weights_from, "data": licences.data}
+    words = (f"{what} {said or 'not stated'}" for what, said in stated.items())
+    yield f"licences     {', '.join(words)}"
+    yield from (
+        f"file         {name} ({size(entry.size_bytes)})" for name, entry in manifest.files.items()
+    )
 
 
 def _print(found: ModelCost, *, path: Path) -> None:

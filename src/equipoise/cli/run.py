@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle directory.")],
+    bundle: Annotated[Path, typer.Argument(help="The bundle, a directory or a .zip.")],
     inputs: Annotated[
         Path | None, typer.Argument(help=".npz with one array per input, batch first.")
     ] = None,
@@ -27,15 +27,32 @@ def command(
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Run the golden vectors on this device instead.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="Name of the engine, instead of the first that fits.")
+    ] = "",
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(help="Public key of a signer, a PEM file; repeat it for several."),
+    ] = None,
+    serials: Annotated[
+        Path | None,
+        typer.Option(help="File that keeps the highest serial of each bundle: no older one runs."),
+    ] = None,
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
-    """Run a bundle on arrays or text, or its self-test."""
+    """Run a bundle on arrays or text, or its self-test.
+
+    The exit code is 4 when a file is not what its hash says, or, with --trust, when none of the
+    keys signed the bundle.
+    """
     from equipoise.deploy import load
 
     if sum([inputs is not None, bool(text), selftest]) != 1:
         raise UsageError("give one of: an .npz file, --text, --selftest")
-    with load(bundle, threads=threads) as session:
+    with load(
+        bundle, threads=threads, engine=engine, trust=tuple(trust or ()), serials=serials
+    ) as session:
         if selftest:
             _selftest(session, json=json)
         elif text:
@@ -62,7 +79,7 @@ def _text(session: BundleSession, text: str, *, json: bool) -> None:
 
     if session.manifest.tokenizer is None:
         raise UsageError(f"{session.directory} has no tokenizer: give an .npz file")
-    tokenizer = session.directory / session.manifest.tokenizer
+    tokenizer = session.read(session.manifest.tokenizer)
     encoder = TextEncoder(tokenizer, max_length=session.manifest.max_length)
     words = text.split()
     tokens, first = encoder.words(words) if _per_token(session) else (encoder.text(text), [])

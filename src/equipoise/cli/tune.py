@@ -94,12 +94,12 @@ def command(
 
 def _snippet(bundle: Path) -> tuple[str, ...]:
     """The three lines of Python that run a bundle, and what they need."""
-    from equipoise.bundle.manifest import read_manifest
+    from equipoise.bundle.reading import read_manifest
 
     manifest = read_manifest(bundle)
     feeds = ", ".join(f'"{spec.name}": {spec.name}' for spec in manifest.inputs)
     return (
-        f"Run it on the device, with numpy and {manifest.engine.runtime} alone:",
+        f"Run it on the device, with numpy and {manifest.engines[0].runtime} alone:",
         "",
         "    import equipoise",
         f'    session = equipoise.load("{bundle}")',

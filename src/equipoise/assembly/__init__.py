@@ -1,0 +1,1 @@
+"""Engines into a bundle: parts that were run, and what is written of them."""
