@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from equipoise.bundle.manifest import Engine, Manifest
+from equipoise.bundle.writer import write_bundle
 from equipoise.data.images import apply
+from equipoise.data.preprocessing import ImagePreprocessing
 from equipoise.runtimes.onnxruntime.session import open_session
 from equipoise.runtimes.protocol import SessionSettings
 
@@ -32,6 +35,7 @@ class Opened:
     def __init__(
         self, model: Path, documents: Mapping[str, bytes], *, batching: bool = True, **fields: Any
     ) -> None:
+        self.model = model
         self._session = open_session(model, settings=SessionSettings())
         self.inputs, self.outputs = self._session.inputs, self._session.outputs
         made = {"name": "made", "engines": (), "inputs": self.inputs, "outputs": self.outputs}
@@ -67,6 +71,28 @@ class Opened:
 
     def close(self) -> None:
         self.closed = True
+
+
+def packed(path: Path, bundle: Opened) -> Path:
+    """A bundle on disk, a directory or an archive, of what is open."""
+    name = "engines/float/engine.onnx"
+    engine = replace(
+        bundle.engine,
+        name="float",
+        file=name,
+        files=(name,),
+        size_bytes=bundle.model.stat().st_size,
+        golden_from="reference",
+    )
+    manifest = replace(bundle.manifest, engines=(engine,))
+    write_bundle(path, manifest, copies={name: bundle.model}, documents=bundle.documents)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pack() -> Callable[[Path, Opened], Path]:
+    """Writes what is open as a bundle."""
+    return packed
 
 
 @pytest.fixture(scope="session")
@@ -184,3 +210,58 @@ def make(tmp_path: Path, tokenizer: bytes) -> Make:
         return Opened(path, {"tokenizer.json": tokenizer}, **given)
 
     return made
+
+
+PICTURE_STEPS = ImagePreprocessing(
+    size=(16, 16), resize_shortest=20, crop=True, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)
+)
+PICTURE_ENDS = {
+    "class": ("float[{b}, 3] logits", "logits = ReduceMean <keepdims = 0> (pixels, axes)"),
+    "vector": (
+        "float[{b}, 3] image_embeds",
+        "image_embeds = ReduceMean <keepdims = 0> (pixels, axes)",
+    ),
+    "map": ("float[{b}, 3, 16, 16] features", "features = Identity(pixels)"),
+    "patches": (
+        "float[{b}, 256, 3] last_hidden_state",
+        "flat = Reshape(pixels, sizes)\nlast_hidden_state = Transpose <perm = [0, 2, 1]> (flat)",
+    ),
+}
+
+
+@pytest.fixture
+def make_picture_bundle(tmp_path: Path) -> Make:
+    """A bundle of the means of the channels."""
+    onnx = pytest.importorskip("onnx")
+
+    def made(
+        end: str = "class", *, batch: int | str = "batch", shape: str = "", **fields: Any
+    ) -> Opened:
+        outputs, last = PICTURE_ENDS[end]
+        taken = (
+            f"uint8[{shape}] pixel_values" if shape else f"float[{batch}, 3, 16, 16] pixel_values"
+        )
+        planar = "planar = Transpose <perm = [0, 3, 1, 2]> (pixel_values)\n"
+        body = f"{planar}pixels = Cast <to = 1> (planar)"
+        body = body if shape else "pixels = Identity(pixel_values)"
+        model = onnx.parser.parse_model(
+            f"""<ir_version: 9, opset_import: ["" : 20]>
+            means ({taken}) => ({outputs.format(b=batch)}) {{
+            axes = Constant <value_ints = [2, 3]> ()
+            sizes = Constant <value_ints = [0, 3, 256]> ()
+            {body}
+            {last}
+            }}"""
+        )
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.onnx"
+        onnx.save(model, path)
+        given = {"preprocessing": PICTURE_STEPS, "labels": ("red", "green", "blue"), **fields}
+        return Opened(path, {}, **given)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def steps() -> ImagePreprocessing:
+    """What those bundles do to a picture."""
+    return PICTURE_STEPS

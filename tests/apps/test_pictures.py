@@ -6,7 +6,6 @@ import io
 import struct
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,54 +15,9 @@ from PIL import Image
 from equipoise.apps.embedding import Embedder
 from equipoise.apps.pictures import ImageClassifier
 from equipoise.data.images import apply, decode_picture
-from equipoise.data.preprocessing import ImagePreprocessing
 from equipoise.errors import DataError, InputError, MissingExtraError, UsageError
 
-STEPS = ImagePreprocessing(
-    size=(16, 16), resize_shortest=20, crop=True, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)
-)
 LABELS = ("red", "green", "blue")
-ENDS = {
-    "class": ("float[{b}, 3] logits", "logits = ReduceMean <keepdims = 0> (pixels, axes)"),
-    "vector": (
-        "float[{b}, 3] image_embeds",
-        "image_embeds = ReduceMean <keepdims = 0> (pixels, axes)",
-    ),
-    "map": ("float[{b}, 3, 16, 16] features", "features = Identity(pixels)"),
-    "patches": (
-        "float[{b}, 256, 3] last_hidden_state",
-        "flat = Reshape(pixels, sizes)\nlast_hidden_state = Transpose <perm = [0, 2, 1]> (flat)",
-    ),
-}
-
-
-@pytest.fixture
-def make_picture_bundle(tmp_path: Path, opened) -> Callable:
-    """A bundle of the means of the channels."""
-    onnx = pytest.importorskip("onnx")
-
-    def made(end: str = "class", *, batch: int | str = "batch", shape: str = "", **fields: object):
-        outputs, last = ENDS[end]
-        taken = (
-            f"uint8[{shape}] pixel_values" if shape else f"float[{batch}, 3, 16, 16] pixel_values"
-        )
-        planar = "planar = Transpose <perm = [0, 3, 1, 2]> (pixel_values)\n"
-        body = f"{planar}pixels = Cast <to = 1> (planar)"
-        body = body if shape else "pixels = Identity(pixel_values)"
-        model = onnx.parser.parse_model(
-            f"""<ir_version: 9, opset_import: ["" : 20]>
-            means ({taken}) => ({outputs.format(b=batch)}) {{
-            axes = Constant <value_ints = [2, 3]> ()
-            sizes = Constant <value_ints = [0, 3, 256]> ()
-            {body}
-            {last}
-            }}"""
-        )
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.onnx"
-        onnx.save(model, path)
-        return opened(path, {}, **{"preprocessing": STEPS, "labels": LABELS, **fields})
-
-    return made
 
 
 def photo(seed: int = 0) -> np.ndarray:
@@ -79,7 +33,7 @@ def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes
     return buffer.getvalue()
 
 
-def test_every_form_of_one_picture_gives_the_same(make_picture_bundle, tmp_path) -> None:
+def test_every_form_of_one_picture_gives_the_same(make_picture_bundle, tmp_path, steps) -> None:
     """A path, text, bytes, a picture of Pillow, an array."""
     classify = ImageClassifier(make_picture_bundle(task="image-classification"))
     picture = Image.fromarray(photo())
@@ -88,7 +42,7 @@ def test_every_form_of_one_picture_gives_the_same(make_picture_bundle, tmp_path)
     forms = [path, str(path), path.read_bytes(), bytearray(path.read_bytes()), picture, photo()]
     found = [classify(form) for form in forms]
     assert len(set(found)) == 1
-    means = apply(photo(), STEPS).mean(axis=(0, 2, 3), dtype=np.float64)
+    means = apply(photo(), steps).mean(axis=(0, 2, 3), dtype=np.float64)
     expected = np.exp(means) / np.exp(means).sum()
     np.testing.assert_allclose(found[0].scores, expected, rtol=1e-5)
     assert found[0].label == LABELS[int(expected.argmax())]
@@ -237,20 +191,20 @@ def test_a_device_without_pillow_classifies_arrays(make_picture_bundle, monkeypa
 
 
 @pytest.mark.parametrize("end", ["vector", "map", "patches"])
-def test_pictures_become_vectors(make_picture_bundle, end) -> None:
+def test_pictures_become_vectors(make_picture_bundle, end, steps) -> None:
     """The model's own, or the mean over what it gives of places."""
     embed = Embedder(make_picture_bundle(end, task="image-embedding"))
     pictures = [photo(0), photo(1)[:, 20:]]
     found = embed([pictures[0], encoded(Image.fromarray(pictures[1]))])
-    expected = [apply(p, STEPS).mean(axis=(0, 2, 3), dtype=np.float64) for p in pictures]
+    expected = [apply(p, steps).mean(axis=(0, 2, 3), dtype=np.float64) for p in pictures]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     np.testing.assert_allclose(embed(pictures[0]), expected[0], rtol=1e-4)
     assert embed.pooling == ("model" if end == "vector" else "mean")
 
 
-def test_the_first_patch_can_be_asked_for(make_picture_bundle) -> None:
+def test_the_first_patch_can_be_asked_for(make_picture_bundle, steps) -> None:
     found = Embedder(make_picture_bundle("patches"), pooling="cls")(photo())
-    np.testing.assert_allclose(found, apply(photo(), STEPS)[0, :, 0, 0], rtol=1e-5)
+    np.testing.assert_allclose(found, apply(photo(), steps)[0, :, 0, 0], rtol=1e-5)
     with pytest.raises(UsageError, match="unknown pooling 'clas'"):
         Embedder(make_picture_bundle("patches"), pooling="clas")
