@@ -15,20 +15,27 @@ from pathlib import Path
 import numpy as np
 
 import equipoise as library
-from equipoise.bundle.manifest import read_manifest, verify
+from equipoise.bundle.reading import open_bundle
 from equipoise.report.write import read_result
 
 
 def test_tune_writes_a_verified_bundle_a_report_and_results(tuned: Path) -> None:
     """The three outputs are there and fit each other, and nothing else is."""
     assert sorted(p.name for p in tuned.iterdir()) == ["bundle", "report.html", "results.json"]
-    manifest = read_manifest(tuned / "bundle")
-    verify(tuned / "bundle", manifest)
-    wanted = {"engine.json", "engine.onnx", "golden.npz", "parity.json", "recipe.json"}
-    assert wanted == set(manifest.files)
     result = read_result(tuned / "results.json")
-    recipe = json.loads((tuned / "bundle/recipe.json").read_text())
-    assert recipe["name"] == result.chosen
+    with open_bundle(tuned / "bundle") as bundle:
+        bundle.verify()
+        assert set(bundle.manifest.files) == {
+            f"engines/{result.chosen}/engine.onnx",
+            "README.md",
+            "golden.npz",
+            "parity.json",
+            "recipe.json",
+            "sbom.cdx.json",
+        }
+        recipes = json.loads(bundle.read("recipe.json"))
+    assert list(recipes) == [result.chosen]
+    assert recipes[result.chosen]["name"] == result.chosen
 
 
 def test_tune_measures_all_kinds_of_candidates(tuned: Path) -> None:
