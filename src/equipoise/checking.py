@@ -23,7 +23,7 @@ from equipoise.parity.compare import Comparison, OutputParity
 from equipoise.parity.limits import Finding, Limits, judge
 from equipoise.parity.precision import Precision
 from equipoise.parity.reproduce import write_reproducer
-from equipoise.parity.tolerance import allowed_difference
+from equipoise.parity.tolerance import Allowed, allowed_difference
 from equipoise.pipeline import Pipeline
 from equipoise.report.gates import Gate
 from equipoise.runtimes.protocol import SessionSettings
@@ -241,7 +241,7 @@ class _Checks:
             side=side,
             outputs=compared,
             by_step=() if before is None else self._compare(before, outputs),
-            allowed={p.name: self._allowed(side, p)[0] for p in compared},
+            allowed={p.name: self._allowed(side, p).atol for p in compared},
             findings=tuple(self._judge(side, compared)),
             metric=self._metric_of(outputs) if side.given else None,
             spreads=spreads,
@@ -259,10 +259,9 @@ class _Checks:
             return
         limits = self._request.limits if side.given else Limits()
         for parity in compared:
-            allowed, why = self._allowed(side, parity)
-            yield from judge(parity, limits, allowed=allowed, why=why)
+            yield from judge(parity, limits, allowed=self._allowed(side, parity))
 
-    def _allowed(self, side: Side, parity: OutputParity) -> tuple[float, str]:
+    def _allowed(self, side: Side, parity: OutputParity) -> Allowed:
         tolerance = self._tolerances[parity.name]
         return allowed_difference(tolerance, precision=side.precision, scale=parity.scale)
 

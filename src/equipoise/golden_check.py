@@ -15,6 +15,7 @@ from equipoise.export.reference import ReferenceConfig
 from equipoise.export.source import Source
 from equipoise.parity.compare import Comparison
 from equipoise.parity.limits import Limits, judge
+from equipoise.parity.tolerance import Allowed
 from equipoise.pipeline import REFERENCE
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.sides import Side, SideRunner
@@ -119,7 +120,7 @@ def _checked(
         comparison.add(wanted, found)
     compared, allowed = comparison.result(), bundle.engine.golden_tolerance
     findings = (
-        judge(parity, limits, allowed=allowed.get(parity.name, 0.0), why=_WHY)
+        judge(parity, limits, allowed=Allowed(atol=allowed.get(parity.name, 0.0), why=_WHY))
         for parity in compared
     )
     return CheckedSide(

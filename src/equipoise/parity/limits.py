@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 from equipoise.errors import UsageError
 from equipoise.parity.compare import OutputParity
+from equipoise.parity.tolerance import Allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,30 +69,44 @@ class Finding:
     passed: bool
 
 
-def judge(parity: OutputParity, limits: Limits, *, allowed: float, why: str) -> tuple[Finding, ...]:
+def judge(parity: OutputParity, limits: Limits, *, allowed: Allowed) -> tuple[Finding, ...]:
     """What was found of an output beside every limit that counts.
 
     Args:
         parity: How the output compares, with ``limits.rtol`` taken off its ``excess``.
         limits: The user's.
-        allowed: Largest difference that the noise floor allows; counts where the user says nothing.
-        why: Where that comes from, in words.
+        allowed: What counts where the user says nothing.
     """
-    found = _difference(parity, limits, allowed=allowed, why=why)
-    return (*found, *_others(parity, limits))
+    if not limits.stated:
+        return (_by_floor(parity, allowed),)
+    return (*_difference(parity, limits), *_others(parity, limits))
 
 
-def _difference(
-    parity: OutputParity, limits: Limits, *, allowed: float, why: str
-) -> Iterator[Finding]:
-    if limits.stated and limits.atol is None and limits.rtol is None:
+def _by_floor(parity: OutputParity, allowed: Allowed) -> Finding:
+    words = f"at most {allowed.atol:.3g}, {allowed.why}"
+    quiet = False
+    if allowed.sqnr_db is not None:
+        words += f", or {allowed.sqnr_db:g} dB"
+        quiet = parity.sqnr_db is None or parity.sqnr_db >= allowed.sqnr_db
+    return Finding(
+        output=parity.name,
+        measure="largest difference",
+        measured=f"{parity.max_abs:.3g} ({_decibels(parity)})",
+        allowed=words,
+        passed=parity.max_abs <= allowed.atol or quiet,
+    )
+
+
+def _decibels(parity: OutputParity) -> str:
+    return "no difference" if parity.sqnr_db is None else f"{parity.sqnr_db:.1f} dB"
+
+
+def _difference(parity: OutputParity, limits: Limits) -> Iterator[Finding]:
+    if limits.atol is None and limits.rtol is None:
         return
-    atol = allowed if not limits.stated else limits.atol or 0.0
-    words = f"at most {atol:.3g}"
+    atol, words = limits.atol or 0.0, f"at most {limits.atol or 0.0:.3g}"
     if limits.rtol is not None:
         words += f" + {limits.rtol:g} of the value"
-    elif not limits.stated:
-        words += f", {why}"
     yield Finding(
         output=parity.name,
         measure="largest difference",
@@ -114,7 +129,7 @@ def _others(parity: OutputParity, limits: Limits) -> Iterator[Finding]:
         yield Finding(
             output=parity.name,
             measure="SQNR",
-            measured="no difference" if parity.sqnr_db is None else f"{parity.sqnr_db:.1f} dB",
+            measured=_decibels(parity),
             allowed=f"at least {limits.min_sqnr_db:g} dB",
             passed=parity.sqnr_db is None or parity.sqnr_db >= limits.min_sqnr_db,
         )

@@ -24,35 +24,50 @@ _MOST_RELATIVE: Final = 1e-2
 
 @dataclass(frozen=True, kw_only=True)
 class Allowance:
-    """What a precision may cost: ``clip(factor * floor, least * scale, most * scale)``.
+    """What a precision may cost: a largest difference of ``factor`` noise floors, or little noise.
 
     A model magnifies a rounding of its arithmetic by its own factor, which its float32 floor shows.
     So another arithmetic is expected at the floor times the ratio of its unit roundoff to float32's
     (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 2.1): 2^13 for float16,
     2^16 for bfloat16 and for 8 bits, whose step is 2^-8 of a range, 2^20 for 4. Four times that is
     allowed, and once for 4 bits, which round weights alone. benchmarks/parity.py measures the
-    ratios.
+    ratios. A shallow model magnifies nothing, and still rounds its output once: so noise below a
+    few of the precision's own steps is allowed whatever the floor.
 
     Attributes:
-        factor: Allowed difference in float32 noise floors.
-        least: Allowed in any case, as a part of the largest value of the reference: a shallow
-            model rounds its output once, whatever its floor.
-        most: Never allowed, as a part of the same.
+        factor: Allowed largest difference, in float32 noise floors.
+        most: Never a larger one, as a part of the largest value of the reference.
+        sqnr_db: Signal over noise that is enough by itself, in dB; None where none is.
     """
 
     factor: float
-    least: float
     most: float
+    sqnr_db: float | None
 
 
 ALLOWANCES: Final[dict[str, Allowance]] = {
-    "float32": Allowance(factor=NOISE_FACTOR, least=_LEAST_RELATIVE, most=_MOST_RELATIVE),
-    "float16": Allowance(factor=2.0**15, least=2.0**-10, most=2.0**-5),
-    "bfloat16": Allowance(factor=2.0**18, least=2.0**-7, most=2.0**-3),
-    "int8": Allowance(factor=2.0**18, least=2.0**-4, most=2.0**-2),
-    "int4": Allowance(factor=2.0**20, least=2.0**-3, most=2.0**-1),
+    "float32": Allowance(factor=NOISE_FACTOR, most=_MOST_RELATIVE, sqnr_db=None),
+    "float16": Allowance(factor=2.0**15, most=2.0**-5, sqnr_db=60.0),
+    "bfloat16": Allowance(factor=2.0**18, most=2.0**-3, sqnr_db=42.0),
+    "int8": Allowance(factor=2.0**18, most=2.0**-2, sqnr_db=30.0),
+    "int4": Allowance(factor=2.0**20, most=2.0**-1, sqnr_db=18.0),
 }
 """Precision of an engine -> what it may cost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowed:
+    """What one output of an engine may differ by.
+
+    Attributes:
+        atol: Largest difference.
+        sqnr_db: Signal over noise that is enough by itself; None where none is.
+        why: Where that comes from, in words.
+    """
+
+    atol: float
+    sqnr_db: float | None = None
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +156,8 @@ def relative_tolerances(
     )
 
 
-def allowed_difference(tolerance: Tolerance, *, precision: str, scale: float) -> tuple[float, str]:
-    """How far an engine of some precision may be from the reference, and why, in words.
+def allowed_difference(tolerance: Tolerance, *, precision: str, scale: float) -> Allowed:
+    """How far an engine of some precision may be from the reference: :class:`Allowance`.
 
     Args:
         tolerance: Of the float32 model; its ``atol`` is allowed in any case.
@@ -150,15 +165,13 @@ def allowed_difference(tolerance: Tolerance, *, precision: str, scale: float) ->
         scale: Largest absolute value of the reference.
     """
     rule = ALLOWANCES[precision]
-    if precision == "float32":
-        return tolerance.atol, f"{rule.factor:g} times the float32 noise of {tolerance.floor:.3g}"
     by_floor = rule.factor * tolerance.floor
-    value = float(np.clip(by_floor, rule.least * scale, rule.most * scale))
-    if value == by_floor:
-        why = f"2^{math.log2(rule.factor):g} times the float32 noise of {tolerance.floor:.3g}"
-    else:
-        why = f"1/{scale / value if value else 1:g} of the largest value, {scale:.3g}"
-    return max(value, tolerance.atol), f"{precision}: {why}"
+    atol = max(tolerance.atol, min(by_floor, rule.most * scale))
+    factor = f"{rule.factor:g}" if precision == "float32" else f"2^{math.log2(rule.factor):g}"
+    why = f"{precision}: {factor} times the float32 noise of {tolerance.floor:.3g}"
+    if by_floor > rule.most * scale and atol != tolerance.atol:
+        why = f"{precision}: 1/{1 / rule.most:g} of the largest value, {scale:.3g}"
+    return Allowed(atol=atol, sqnr_db=rule.sqnr_db, why=why)
 
 
 def check_parity(
