@@ -1,8 +1,9 @@
 """Reading and saving ONNX models: the one way in and the one way out.
 
 A model below 1.8 GB is one file; a larger one keeps its weights in one file beside it,
-``<name>.data``, because protobuf stops at 2 GiB. Every model is checked by its path before its
-weights are read: a file outside the model's folder is refused before anybody opens it.
+``<name>.data``, because protobuf stops at 2 GiB. Every model is checked by its path before it is
+used: a data file outside the model's folder is refused before anybody opens it, then come
+``onnx.checker`` and what it does not look at, structure and numbers (``lint``).
 
 ``load_model`` gives a protobuf with all weights in memory; ``load_ir`` a graph whose external
 weights stay on disk until somebody asks for them.
@@ -11,7 +12,6 @@ weights stay on disk until somebody asks for them.
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +19,15 @@ from typing import Any, Final
 
 from equipoise import extras, fs
 from equipoise.errors import IncompatibleError, SourceError
+from equipoise.lint.external import locate
+from equipoise.lint.numbers import check_numbers
+from equipoise.lint.structure import check_outputs, check_structure, without_weights
+from equipoise.lint.tensors import constants_of, is_external, scopes
 from equipoise.spec import TensorSpec
 
 _SINGLE_FILE_LIMIT_BYTES: Final = 1_800_000_000
 _SHAPE_TENSOR_BYTES: Final = 4096
+_MOST_SAID: Final = 400
 _STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 _VENDORS: Final = re.compile(r"No Op registered|No opset import for domain '[^']")
 _FUNCTIONS_IR_VERSION: Final = 8
@@ -35,6 +40,7 @@ def load_model(path: Path) -> Any:
     Raises:
         SourceError: There is no such file, or it is no ONNX model, or its external data is missing,
             too short, a link, or outside the model's folder.
+        NonFiniteError: Its numbers are none that can be computed with.
     """
     model = _checked(path)
     helper: Any = extras.require("onnx.external_data_helper")
@@ -55,7 +61,7 @@ def load_ir(path: Path) -> Any:
     """
     ir: Any = extras.require("onnx_ir")
     proto = _checked(path)
-    _embed_constants(proto.graph, path.parent)
+    _embed_constants(proto, path.parent)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # a construct that onnx_ir has no form for
@@ -65,20 +71,22 @@ def load_ir(path: Path) -> Any:
 
 
 def _checked(path: Path) -> Any:
-    """The ``ModelProto`` without its external data, after every check that needs no weights."""
+    """The ``ModelProto`` without its external data, after every check that there is."""
     onnx = extras.require("onnx")
     if not path.is_file():
         raise SourceError(f"no such ONNX file: {path}")
     try:
         model = onnx.load(path, load_external_data=False)
+        scopes = locate(path, model)
+        check_structure(path, model, scopes)
         _check_by_path(path, model)
-        _check_lengths(model.graph, path.parent)
+        check_outputs(path, model)
     except SourceError:
         raise
     except Exception as error:  # onnx and protobuf raise six unrelated types here
         raise _not_onnx(path, error) from error
-    if not model.graph.output:
-        raise _not_onnx(path, "its graph has no output")
+    for scope in scopes:
+        check_numbers(path, scope)
     return model
 
 
@@ -98,69 +106,26 @@ def _check_by_path(path: Path, model: Any) -> None:
             raise
 
 
-def _check_lengths(graph: Any, folder: Path) -> None:
-    """Each external tensor lies within its file and has as many bytes as its shape takes."""
-    helper: Any = extras.require("onnx.external_data_helper")
-    for tensor in (*_weights(graph), *_constants(graph)):
-        if not helper.uses_external_data(tensor):
-            continue
-        info = helper.ExternalDataInfo(tensor)
-        held = (folder / info.location).stat().st_size - (info.offset or 0)
-        length = held if info.length is None else info.length
-        if not _tensor_bytes(tensor) <= length <= held:
-            raise ValueError(
-                f"weight {tensor.name!r} takes {_tensor_bytes(tensor)} bytes; its entry says"
-                f" {length}, and {info.location} has {held} left from its offset"
-            )
+def _weights(model: Any) -> Iterator[Any]:
+    """Initializers of the main graph and of those in it, as TensorProtos."""
+    main = next(scopes(model))
+    return (tensor for graph in main for tensor in graph.initializer)
 
 
-def _tensor_bytes(tensor: Any) -> int:
-    """Bytes of the values of an external ``TensorProto``, from its shape; small types pack."""
-    dtype: Any = extras.require("onnx_ir").DataType(tensor.data_type)
-    elements: int = math.prod(tensor.dims)
-    return -(-int(dtype.bitwidth) * elements // 8)
-
-
-def _graphs(graph: Any) -> Iterator[Any]:
-    """``graph`` and the graphs in the attributes of its nodes, at any depth."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.initializer:
-                    yield from _graphs(inner)
-
-
-def _weights(graph: Any) -> Iterator[Any]:
-    """Initializers, as TensorProtos."""
-    return (tensor for inner in _graphs(graph) for tensor in inner.initializer)
-
-
-def _constants(graph: Any) -> Iterator[Any]:
-    """TensorProtos in attributes of nodes."""
-    for inner in _graphs(graph):
-        for node in inner.node:
-            for attribute in node.attribute:
-                yield from (attribute.t,) if attribute.HasField("t") else ()
-                yield from attribute.tensors
-
-
-def _embed_constants(graph: Any, folder: Path) -> None:
+def _embed_constants(model: Any, folder: Path) -> None:
     """Read external constants of nodes: only initializers can be written out again."""
     helper: Any = extras.require("onnx.external_data_helper")
-    for tensor in _constants(graph):
-        if helper.uses_external_data(tensor):
-            helper.load_external_data_for_tensor(tensor, str(folder))
+    for graphs in scopes(model):
+        for constant in constants_of(graphs):
+            if constant.node and is_external(constant.tensor):
+                helper.load_external_data_for_tensor(constant.tensor, str(folder))
 
 
 def _not_onnx(path: Path, why: object) -> SourceError:
-    first = str(why).strip().partition("\n")[0] or type(why).__name__
-    outside = "external" in first.lower() or "TensorProto" in first
+    said = " ".join(str(why).split())[:_MOST_SAID] or type(why).__name__
     return SourceError(
-        f"{path} is not a valid ONNX model: {first}",
-        hint="Put the model and its data files into one folder, as real files and not as links."
-        if outside
-        else "Give a file that onnx.checker accepts, or the PyTorch source it came from.",
+        f"{path} is not a valid ONNX model: {said}",
+        hint="Give a file that onnx.checker accepts, or the PyTorch source it came from.",
     )
 
 
@@ -170,7 +135,7 @@ def save_model(model: Any, path: Path) -> None:
     Raises:
         OutputError: The place cannot be written.
     """
-    if sum(tensor.ByteSize() for tensor in _weights(model.graph)) < _SINGLE_FILE_LIMIT_BYTES:
+    if sum(tensor.ByteSize() for tensor in _weights(model)) < _SINGLE_FILE_LIMIT_BYTES:
         _write_single(model, path)
     else:
         save_ir(extras.require("onnx_ir").from_proto(model), path)
@@ -297,20 +262,11 @@ def consumers(model: Any) -> dict[str, list[Any]]:
 def value_types(model: Any) -> dict[str, int]:
     """Name -> element type of the inputs, outputs and intermediate values of the main graph.
 
-    Inferred on a copy without the large weights: inference needs their shapes alone, and copying
-    them thrice is most of the memory of a small job.
+    Inferred on a copy without the large weights.
     """
-    onnx = extras.require("onnx")
-    light = onnx.ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    for part in ("node", "input", "output", "value_info"):
-        getattr(light.graph, part).extend(getattr(model.graph, part))
-    for tensor in model.graph.initializer:
-        small = tensor.ByteSize() < _SHAPE_TENSOR_BYTES
-        kept = {"name": tensor.name, "data_type": tensor.data_type, "dims": tensor.dims}
-        light.graph.initializer.append(tensor if small else onnx.TensorProto(**kept))
-    inferred = onnx.shape_inference.infer_shapes(light).graph
+    light = without_weights(model)
+    light.graph.value_info.extend(model.graph.value_info)
+    inferred = extras.require("onnx").shape_inference.infer_shapes(light).graph
     values = [*inferred.input, *inferred.value_info, *inferred.output]
     return {value.name: value.type.tensor_type.elem_type for value in values}
 

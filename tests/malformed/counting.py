@@ -49,6 +49,7 @@ class Case:
         folder: The only place that may be opened.
         file: Name of the file in it that the message has to say.
         target: What the subject is given: a file or directory below ``folder``.
+        good: A file of the same kind that is read first, so that every library is imported.
         cut: Keep so many bytes of ``file``; None keeps all.
         flip: Turn over this bit of ``file``; None none.
         codes: Exit codes of the errors that are right.
@@ -62,6 +63,7 @@ class Case:
     folder: Path
     file: str
     target: str
+    good: str = ""
     cut: int | None = None
     flip: int | None = None
     codes: tuple[int, ...] = (3,)

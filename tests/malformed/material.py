@@ -16,9 +16,9 @@ from equipoise.runtimes.protocol import SessionSettings
 
 
 def weights() -> dict[str, np.ndarray]:
-    """``w`` float32[8, 16], ``b`` float32[16] and ``v`` float32[16, 4]."""
+    """``kernel`` float32[8, 16], ``bias`` float32[16] and ``head`` float32[16, 4]."""
     random = np.random.default_rng(0)
-    shapes = {"w": (8, 16), "b": (16,), "v": (16, 4)}
+    shapes = {"kernel": (8, 16), "bias": (16,), "head": (16, 4)}
     return {name: random.normal(size=s).astype(np.float32) for name, s in shapes.items()}
 
 
@@ -42,11 +42,11 @@ def model_of(
 
 
 def perceptron() -> onnx.ModelProto:
-    """``y = relu(x @ w + b) @ v``, one kilobyte and some of it."""
+    """``y = relu(x @ kernel + bias) @ head``, one kilobyte and some of it."""
     nodes = [
-        helper.make_node("Gemm", ["x", "w", "b"], ["h"], name="first"),
+        helper.make_node("Gemm", ["x", "kernel", "bias"], ["h"], name="first"),
         helper.make_node("Relu", ["h"], ["r"], name="relu"),
-        helper.make_node("MatMul", ["r", "v"], ["y"], name="second"),
+        helper.make_node("MatMul", ["r", "head"], ["y"], name="second"),
     ]
     return model_of(nodes, tensors=[numpy_helper.from_array(a, n) for n, a in weights().items()])
 
