@@ -25,11 +25,11 @@ from _factories import lite0_code, lite0_weights, minilm_weights
 
 from equipoise import fs
 from equipoise.checking import CheckRequest, run_check
+from equipoise.checks.verdict import CheckedSide, CheckRecord
 from equipoise.data.store import Rows
 from equipoise.parity.tolerance import ALLOWANCES, Allowance
 from equipoise.stages import default_cache, versions_of
 from equipoise.targets.machine import Machine, detect_machine
-from equipoise.verdicts import CheckedSide, CheckRecord
 from quantize import CASES, ours, quantise, say
 
 VERSIONS = ("equipoise", "numpy", "onnx", "onnxruntime", "torch", "transformers")

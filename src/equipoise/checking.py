@@ -10,12 +10,15 @@ from typing import Final
 import numpy as np
 
 from equipoise import fs
+from equipoise.checks.golden import GoldenSettings, check_golden
+from equipoise.checks.running import SideRun, SideRunner
+from equipoise.checks.sides import FLOAT_OPTIMISED, FLOAT_WRITTEN, Side, SideSettings, sides_of
+from equipoise.checks.verdict import CheckedSide, CheckRecord, MetricCheck, verdict
 from equipoise.data.metrics import Metric, get_metric
 from equipoise.data.store import Rows
 from equipoise.engines import find_engine
-from equipoise.errors import EquipoiseError, UsageError
+from equipoise.errors import UsageError
 from equipoise.export.source import parse_source
-from equipoise.golden_check import GoldenSettings, check_golden
 from equipoise.locking import check_locked
 from equipoise.measure.interval import metric_interval, paired_drop
 from equipoise.parity.blame import Blame, BlameSettings, find_blame
@@ -27,12 +30,10 @@ from equipoise.parity.tolerance import Allowed, allowed_difference
 from equipoise.pipeline import Pipeline
 from equipoise.report.gates import Gate
 from equipoise.runtimes.protocol import SessionSettings
-from equipoise.sides import FLOAT_OPTIMISED, FLOAT_WRITTEN, Side, SideRunner, SideSettings, sides_of
 from equipoise.spec import Array
 from equipoise.stages import Observer, StageRunner, default_cache
 from equipoise.targets.machine import detect_machine
 from equipoise.tuning import TuneConfig, make_pipeline
-from equipoise.verdicts import CheckedSide, CheckRecord, MetricCheck, verdict
 
 _METRICS: Final = {"token-classification": "entity-f1"}
 """Task -> its metric; accuracy for others."""
@@ -196,7 +197,9 @@ class _Checks:
 
     def run(self) -> CheckRecord:
         """Everything but the lock and the words."""
-        sides = tuple(self._check(side) for side in self._sides())
+        planned = self._sides()
+        runs = self._runner.run(planned, repeat=self._request.repeat)
+        sides = tuple(self._check(side, run) for side, run in zip(planned, runs, strict=True))
         blame, reproducer = self._blame(sides)
         proof = self._pipeline.exported.record.proof
         return CheckRecord(
@@ -225,15 +228,13 @@ class _Checks:
             settings=settings,
         )
 
-    def _check(self, side: Side) -> CheckedSide:
-        """Run and judge a side. One that is there to tell steps apart may fail to run."""
-        repeat = self._request.repeat if side.given else 1
-        try:
-            outputs, spreads = self._runner.run(side, repeat=repeat)
-        except EquipoiseError as error:
-            if side.given:
-                raise
-            return CheckedSide(side=side, failed=error.message)
+    def _check(self, side: Side, run: SideRun) -> CheckedSide:
+        """Judge a side. One that is there to tell steps apart may have failed to run."""
+        if run.error is not None and side.given:
+            raise run.error
+        if run.outputs is None:
+            return CheckedSide(side=side, failed=run.error.message if run.error else "")
+        outputs = run.outputs
         self._outputs[side.name] = outputs
         compared = self._compare(self._reference, outputs)
         before = self._outputs.get(side.before)
@@ -244,7 +245,7 @@ class _Checks:
             allowed={p.name: self._allowed(side, p).atol for p in compared},
             findings=tuple(self._judge(side, compared)),
             metric=self._metric_of(outputs) if side.given else None,
-            spreads=spreads,
+            spreads=run.spreads,
         )
 
     def _compare(self, reference: Rows, outputs: Rows) -> tuple[OutputParity, ...]:

@@ -52,6 +52,15 @@ class Failure:
     message: str
     hint: str
 
+    @classmethod
+    def of(cls, error: EquipoiseError) -> Failure:
+        """``error``, to be sent."""
+        return cls(error=type(error).__name__, message=error.message, hint=error.hint)
+
+    def raised(self) -> EquipoiseError:
+        """The error that was sent."""
+        return error_class(self.error)(self.message, hint=self.hint)
+
 
 def run_isolated(
     function: str,
@@ -121,7 +130,7 @@ def _read_result(folder: Path, *, function: str, code: int) -> str:
     if (folder / "error.json").exists():
         text = (folder / "error.json").read_text(encoding="utf-8")
         failure = record.loads(Failure, text, where="error.json", error=BackendError)
-        raise error_class(failure.error)(failure.message, hint=failure.hint)
+        raise failure.raised()
     raise BackendError(f"{function} {_death(code)}; its last words:\n{_tail(folder / 'log.txt')}")
 
 
@@ -161,8 +170,7 @@ def _failures_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except EquipoiseError as error:
-        failure = Failure(error=type(error).__name__, message=error.message, hint=error.hint)
-        fs.write_json(folder / "error.json", failure)
+        fs.write_json(folder / "error.json", Failure.of(error))
         raise
     except MemoryError:
         failure = Failure(

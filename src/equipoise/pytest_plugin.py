@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 if TYPE_CHECKING:
-    from equipoise.verdicts import CheckRecord
+    from equipoise.checks.verdict import CheckRecord
 
 MARKER: Final = "equipoise_parity"
 _HELP: Final = (

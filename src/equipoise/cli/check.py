@@ -14,9 +14,9 @@ from equipoise.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
     from equipoise.checking import CheckRequest
+    from equipoise.checks.verdict import CheckedSide, CheckRecord
     from equipoise.parity.compare import OutputParity
     from equipoise.parity.precision import Precision
-    from equipoise.verdicts import CheckedSide, CheckRecord
 
 _PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
 
@@ -170,9 +170,9 @@ def _write(
 ) -> None:
     """The reports of a pipeline; written whether the check passed or not."""
     from equipoise import fs
+    from equipoise.checks.verdict import details
     from equipoise.report import junit as xml
     from equipoise.report import summary as markdown
-    from equipoise.verdicts import details
 
     title = ", ".join(map(str, request.engines))
     if junit is not None:

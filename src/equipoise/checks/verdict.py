@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from equipoise.checks.running import Spread
+from equipoise.checks.sides import Side
 from equipoise.measure.interval import Interval
 from equipoise.parity.blame import Blame
 from equipoise.parity.compare import OutputParity
 from equipoise.parity.limits import Finding
 from equipoise.report.gates import Gate
-from equipoise.sides import Side, Spread
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from equipoise import fs
+from equipoise.checks.running import SideRunner
+from equipoise.checks.sides import Side
+from equipoise.checks.verdict import CheckedSide, CheckRecord, verdict
 from equipoise.data.store import Rows, write_rows
 from equipoise.deploy import BundleSession, load
+from equipoise.errors import BackendError
 from equipoise.export.reference import ReferenceConfig
 from equipoise.export.source import Source
 from equipoise.parity.compare import Comparison
@@ -18,10 +22,8 @@ from equipoise.parity.limits import Limits, judge
 from equipoise.parity.tolerance import Allowed
 from equipoise.pipeline import REFERENCE
 from equipoise.runtimes.protocol import SessionSettings
-from equipoise.sides import Side, SideRunner
 from equipoise.spec import Array
 from equipoise.stages import Observer, StageRunner
-from equipoise.verdicts import CheckedSide, CheckRecord, verdict
 
 _KEPT: Final = "the reference outputs in the bundle"
 _WHY: Final = "as the bundle states"
@@ -70,9 +72,13 @@ def check_golden(
             reference = _references(bundle, folder, source=settings.source, runner=runner)
             side = _side(bundle, path, settings=settings.session)
             run = SideRunner(folder / "inputs", folder=folder, observer=observer)
-            outputs, spreads = run.run(side, repeat=settings.repeat)
-            checked = _checked(side, reference, outputs, limits=settings.limits, bundle=bundle)
-            sides.append(replace(checked, spreads=spreads))
+            found = run.run([side], repeat=settings.repeat)[0]
+            if found.outputs is None:
+                raise found.error or BackendError(f"{path} gave nothing")
+            checked = _checked(
+                side, reference, found.outputs, limits=settings.limits, bundle=bundle
+            )
+            sides.append(replace(checked, spreads=found.spreads))
             samples += len(reference)
     source = settings.source
     record = CheckRecord(

@@ -1,0 +1,1 @@
+"""Checking engines against the model they were made from: sides, runs, verdicts."""
