@@ -10,6 +10,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from equipoise.apps.embedding import Embedder
+    from equipoise.apps.pictures import ImageClassifier
+    from equipoise.apps.text import TextClassifier
+    from equipoise.apps.tokens import TokenClassifier
     from equipoise.deploy import BundleSession, load
     from equipoise.errors import EquipoiseError
     from equipoise.search.result import TuneResult
@@ -20,8 +24,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BundleSession",
+    "Embedder",
     "EquipoiseError",
+    "ImageClassifier",
     "TensorSpec",
+    "TextClassifier",
+    "TokenClassifier",
     "TuneConfig",
     "TuneResult",
     "load",
@@ -30,8 +38,12 @@ __all__ = [
 
 _MODULES = {
     "BundleSession": "equipoise.deploy",
+    "Embedder": "equipoise.apps.embedding",
     "EquipoiseError": "equipoise.errors",
+    "ImageClassifier": "equipoise.apps.pictures",
     "TensorSpec": "equipoise.spec",
+    "TextClassifier": "equipoise.apps.text",
+    "TokenClassifier": "equipoise.apps.tokens",
     "TuneConfig": "equipoise.tuning",
     "TuneResult": "equipoise.search.result",
     "load": "equipoise.deploy",

@@ -116,8 +116,12 @@ def test_the_public_names_are_these() -> None:
     """Adding a public name is a decision; losing one breaks users."""
     assert equipoise.__all__ == [
         "BundleSession",
+        "Embedder",
         "EquipoiseError",
+        "ImageClassifier",
         "TensorSpec",
+        "TextClassifier",
+        "TokenClassifier",
         "TuneConfig",
         "TuneResult",
         "load",
