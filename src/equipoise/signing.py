@@ -104,7 +104,7 @@ class TrustRecord:
 def sign_bundle(path: Path, config: SignConfig) -> SignRecord:
     """Sign the bundle at ``path``, a directory or an archive; it is replaced whole or not at all.
 
-    Every file is checked against its hash first. A signature that is there is replaced.
+    Every file is checked against its hash as it is copied. A signature that is there is replaced.
 
     Raises:
         IntegrityError: It is no bundle, or a file is not what its hash says.
@@ -116,7 +116,6 @@ def sign_bundle(path: Path, config: SignConfig) -> SignRecord:
     place = path.resolve()
     public = _public_half(config)
     with open_bundle(place) as bundle:
-        bundle.verify()
         signed = replace(bundle.manifest, serial=_serial(bundle.manifest, config.serial))
         check_manifest(signed, where=str(path))
         text = manifest_bytes(signed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -174,3 +175,27 @@ def certificate_for(
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         .sign(by[1], hashes.SHA256())
     )
+
+
+def flipped(whole: bytes, bit: int) -> bytes:
+    changed = bytearray(whole)
+    changed[bit // 8] ^= 1 << (bit % 8)
+    return bytes(changed)
+
+
+def library_accepts(signature: bytes, signed: Signed) -> bool:
+    """What model-signing says of a signature over the bundle without its own."""
+    from model_signing import verifying
+
+    tree = signed.folder / "tree" / "bundle"
+    if not tree.exists():
+        shutil.copytree(signed.bundle, tree)
+        (tree / "model.sig").unlink()
+    file = signed.folder / "candidate.sig"
+    file.write_bytes(signature)
+    config = verifying.Config().use_elliptic_key_verifier(public_key=signed.folder / "public.pem")
+    try:
+        config.verify(tree, file)
+    except Exception:  # noqa: BLE001 - it has no type of its own
+        return False
+    return True

@@ -128,8 +128,8 @@ def _load(pem: bytes) -> tuple[str, Any]:
     """Fingerprint and key."""
     serialization = extras.require("cryptography.hazmat.primitives.serialization")
     unsupported = extras.require("cryptography.exceptions").UnsupportedAlgorithm
-    if pem.count(b"-----BEGIN ") != 1 or b"PRIVATE KEY" in pem:
-        raise _wrong_key("it holds a private key, or not exactly one public key")
+    if pem.count(b"-----BEGIN ") != 1:
+        raise _wrong_key("a file holds one, and no other than that")
     try:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, TypeError, unsupported) as error:

@@ -32,7 +32,7 @@ def command(
 ) -> None:
     """Sign a bundle, so that a device can tell who made it.
 
-    Raises its serial by one, checks every file against its hash, and writes model.sig into it.
+    Checks every file against its hash, raises the serial by one, and writes model.sig into it.
     """
     from equipoise.signing import SignConfig, sign_bundle
 
