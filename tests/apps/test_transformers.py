@@ -50,14 +50,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def save(folder: Path, tokenizer: bytes) -> None:
+def save(folder: Path, tokenizer: bytes, *, vocabulary: int = 180, **names: str) -> None:
     """A transformers directory: a tiny model whose labels change from word to word."""
     import torch
     import transformers
 
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=180,
+        vocab_size=vocabulary,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -71,10 +71,9 @@ def save(folder: Path, tokenizer: bytes) -> None:
     (folder / "tokenizer.json").write_bytes(tokenizer)
     transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),
-        unk_token="[UNK]",
-        pad_token="[PAD]",
         model_max_length=64,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **(names or {"unk_token": "[UNK]", "pad_token": "[PAD]"}),
     ).save_pretrained(folder)
 
 
@@ -112,13 +111,18 @@ def differences(classify: TokenClassifier, reference: Any, texts: list[str]) -> 
             warnings.simplefilter("ignore")
             expected = reference(text)
         ours = [(e.label, e.start, e.end, e.text) for e in found]
-        theirs = [
-            (e["entity_group"], e["start"], e["end"], text[e["start"] : e["end"]]) for e in expected
-        ]
+        theirs = [_told(e["entity_group"], e["start"], e["end"], text=text) for e in expected]
         scores = [e.score for e in found], [float(e["score"]) for e in expected]
         if ours != theirs or not np.allclose(*scores, atol=1e-4):
             wrong.append((text, ours, theirs, scores))
     return wrong
+
+
+def _told(label: str, start: int, end: int, *, text: str) -> tuple[str, int, int, str]:
+    """A span without the white space around it, which some tokenizers count to a word."""
+    span = text[start:end]
+    start += len(span) - len(span.lstrip())
+    return label, start, start + len(span.strip()), span.strip()
 
 
 def test_entities_are_those_of_transformers(tmp_path, opened, tokenizer, texts) -> None:
@@ -290,6 +294,29 @@ def test_real_entities_are_those_of_transformers(package, opened, tmp_path, caps
     with capsys.disabled():
         print(f"{agreed:.0%} of the names of {len(alone)} entities are found in one long text too")
     assert agreed > 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unigram", "bpe"])
+def test_entities_of_tokenizers_that_mark_no_pieces(
+    package, opened, tmp_path, name, capsys
+) -> None:
+    """Words are what stands between spaces, for transformers and here."""
+    pattern = "mon_tokenizer.json" if name == "unigram" else "tokenizer.json"
+    tokenizer = next(package(name).rglob(pattern)).read_bytes()
+    known = len(json.loads(tokenizer)["model"]["vocab"]) + 1000  # and the added ones
+    save(tmp_path / "model", tokenizer, vocabulary=known, unk_token="<unk>", pad_token="</s>")
+    model = export(tmp_path / "model", tmp_path)
+    fields = {"labels": LABELS, "tokenizer": "tokenizer.json", "max_length": 64}
+    bundle = opened(model, {"tokenizer.json": tokenizer}, **fields)
+    news = [text for text in conll(package, "test") if 4 < len(text.split()) < 12][:200]
+    for strategy in STRATEGIES:
+        classify = TokenClassifier(bundle, aggregation=strategy)
+        assert differences(classify, pipeline(tmp_path / "model", strategy), news) == []
+    found = sum(map(len, TokenClassifier(bundle)(news)))
+    with capsys.disabled():
+        print(f"\n{name}: {found} spans in {len(news)} sentences, {len(STRATEGIES)} strategies")
+    assert found > len(news)
 
 
 @pytest.mark.slow
