@@ -17,7 +17,7 @@ from equipoise import fs, record
 from equipoise.errors import InputError, UsageError
 from equipoise.measure.interval import Interval
 from equipoise.measure.kernels import lost
-from equipoise.measure.regression import Change, Openings, estimate
+from equipoise.measure.regression import Change, ClockName, Openings, estimate
 from equipoise.parity.compare import OutputParity
 from equipoise.report.gates import Gate
 from equipoise.targets.machine import Machine
@@ -35,6 +35,7 @@ applied elsewhere costs whole decibels."""
 
 _FLIP_NOISE: Final = 1e-3
 _SIZE_GROWTH: Final = 0.01
+_CLOCKS: Final = {"cpu": "CPU time", "wall": "time on the wall"}
 _RELOCK: Final = "If that is wanted, lock anew with `equipoise lock` and commit the file."
 
 
@@ -93,11 +94,13 @@ class LockedLatency:
     Attributes:
         ratio: Latency of the engine / latency of the float engine, over all openings.
         rounds: Interleaved rounds of each opening.
+        clock: What was read: the time on the wall, or the CPU time of the process.
         openings: All of them.
     """
 
     ratio: float
     rounds: int
+    clock: ClockName
     openings: Openings
 
 
@@ -299,9 +302,9 @@ def incomparable(was: Lock, now: Lock, *, any_machine: bool) -> str:
             return f"locked with {what} {before}, now {after}"
     if any_machine:
         return ""
-    before, after = was.machine, now.machine
-    if (before.cpu, before.flags) != (after.cpu, after.flags):
-        return f"locked on {_machine_words(before)}, now on {_machine_words(after)}"
+    locked, here = was.machine, now.machine
+    if (locked.cpu, locked.flags) != (here.cpu, here.flags):
+        return f"locked on {_machine_words(locked)}, now on {_machine_words(here)}"
     if was.compared.threads != now.compared.threads:
         return f"locked with {was.compared.threads} threads, now {now.compared.threads}"
     return ""
@@ -330,7 +333,8 @@ def latency_gate(was: Lock, now: Lock, *, found: Change, slowdown: float) -> Gat
         group=GROUP,
         passed=found.state == "same",
         measured=f"{found.value:+.1%} ({found.low:+.1%} to {found.high:+.1%} at 99 %):"
-        f" {ratio * (1 + found.value):.3f} of the float engine's, {found.openings} openings",
+        f" {ratio * (1 + found.value):.3f} of the float engine's {_CLOCKS[was.latency.clock]},"
+        f" {found.openings} openings",
         allowed=f"less than {slowdown:.1%} slower than the locked {ratio:.3f}",
         advice=advice,
     )

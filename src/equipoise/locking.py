@@ -31,7 +31,9 @@ from equipoise.measure.regression import (
     LOCK_PAIRS,
     ROUNDS,
     SLOWDOWN,
+    ClockName,
     OpeningsConfig,
+    clock_for,
     estimate,
     in_children,
     settle,
@@ -88,7 +90,8 @@ def make_lock(
     chosen = settings or LatencySettings()
     pipeline = _comparing(pipeline)
     compared, figures = _compared(engine, pipeline), _figures(engine, pipeline)
-    config = _openings(engine, pipeline, rounds=chosen.rounds)
+    clock = clock_for(engine, threads=pipeline.job.threads)
+    config = _openings(engine, pipeline, rounds=chosen.rounds, clock=clock)
     with _Watched(observer):
         openings = settle(
             in_children(config), slowdown=chosen.slowdown, pairs=chosen.pairs or LOCK_PAIRS
@@ -97,7 +100,7 @@ def make_lock(
     return Lock(
         compared=compared,
         figures=figures,
-        latency=LockedLatency(ratio=ratio, rounds=chosen.rounds, openings=openings),
+        latency=LockedLatency(ratio=ratio, rounds=chosen.rounds, clock=clock, openings=openings),
         machine=pipeline.job.machine,
         versions=_versions(),
     )
@@ -141,7 +144,7 @@ def check_locked(
     reason = incomparable(was, now, any_machine=chosen.any_machine)
     if reason:
         return (*gates, not_compared("latency", reason))
-    config = _openings(engine, pipeline, rounds=was.latency.rounds)
+    config = _openings(engine, pipeline, rounds=was.latency.rounds, clock=was.latency.clock)
     with _Watched(observer):
         found, _ = watch(
             was.latency.openings.log_ratios,
@@ -227,12 +230,15 @@ def _size_bytes(engine: EngineFile) -> int:
     return sum((folder / name).stat().st_size for name in read_engine_manifest(folder).files)
 
 
-def _openings(engine: EngineFile, pipeline: Pipeline, *, rounds: int) -> OpeningsConfig:
+def _openings(
+    engine: EngineFile, pipeline: Pipeline, *, rounds: int, clock: ClockName
+) -> OpeningsConfig:
     return OpeningsConfig(
         engine=engine,
         baseline=EngineFile(file=pipeline.float_model),
         samples=pipeline.evaluation,
         rounds=rounds,
+        clock=clock,
         threads=pipeline.job.threads,
     )
 

@@ -17,6 +17,7 @@ from equipoise.measure.regression import (
     Openings,
     OpeningsConfig,
     change,
+    clock_for,
     estimate,
     in_children,
     settle,
@@ -192,13 +193,46 @@ def test_real_engines_are_opened_in_both_orders(
         assert ratio == pytest.approx(math.log(engine / baseline), abs=0.7)
 
 
+def test_the_least_of_every_sample_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, linear_onnx: Path
+) -> None:
+    """What disturbs most blocks moves nothing; an engine slower on one sample alone is slower."""
+    write_rows(tmp_path / "rows", [{"x": np.ones((n, 4), np.float32)} for n in (1, 2)])
+    disturbed = [[1.0, 2.0], [3.0, 8.0], [7.0, 2.5], [3.5, 6.0], [9.0, 9.0], [4.0, 6.5]]
+    monkeypatch.setattr(regression, "interleave", lambda *_, **_options: np.array(disturbed))
+    engine = EngineFile(file=linear_onnx)
+    config = OpeningsConfig(engine=engine, baseline=engine, samples=tmp_path / "rows", pairs=1)
+    found = time_openings(config, output=tmp_path)
+    assert (found.baseline_ms, found.engine_ms) == ((2.0, 2.0), (4.0, 4.0))
+    assert found.log_ratios == (round(math.log(2), 6),) * 2
+
+
+@pytest.mark.parametrize(
+    ("runtime", "providers", "threads", "clock"),
+    [
+        ("onnxruntime", (), 1, "cpu"),
+        ("onnxruntime", ("CPUExecutionProvider",), 1, "cpu"),
+        ("onnxruntime", (), 2, "wall"),
+        ("onnxruntime", ("CUDAExecutionProvider",), 1, "wall"),
+        ("openvino", ("GPU",), 1, "wall"),
+        ("tensorrt", (), 1, "wall"),
+    ],
+)
+def test_cpu_time_is_read_where_one_thread_of_the_cpu_does_it_all(
+    linear_onnx: Path, runtime: str, providers: tuple[str, ...], threads: int, clock: str
+) -> None:
+    """It says nothing of waiting for a device or for other threads."""
+    engine = EngineFile(file=linear_onnx, runtime=runtime, providers=providers)
+    assert clock_for(engine, threads=threads) == clock
+
+
 def test_samples_are_spread_over_all_rows(tmp_path: Path) -> None:
     """Data may be sorted by length; the first and the last row are both there."""
     from equipoise.data.store import Rows
 
     write_rows(tmp_path / "rows", [{"x": np.full(1, n)} for n in range(50)])
     chosen = [int(row["x"][0]) for row in regression._samples(Rows(tmp_path / "rows"))]
-    assert (len(chosen), chosen[0], chosen[-1]) == (8, 0, 49)
+    assert (len(chosen), chosen[0], chosen[-1]) == (4, 0, 49)
 
 
 def test_every_few_pairs_have_a_process_of_their_own(

@@ -36,7 +36,7 @@ def command(
     ] = "",
     target: options.Target = "cpu",
     threads: options.Threads = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each opening.")] = 8,
+    rounds: Annotated[int, typer.Option(min=4, help="Rounds of each opening.")] = 24,
     slowdown: Annotated[
         float, typer.Option(help="The slow-down that a check will have to see: 0.05 is 5 %.")
     ] = 0.05,

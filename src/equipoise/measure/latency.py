@@ -7,7 +7,7 @@ process, each round gives one ratio, and the claim is the median of the ratios w
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,9 @@ _MOST_SAMPLES: Final = 64
 
 Times = NDArray[np.float64]
 """[rounds, engines]: milliseconds per inference."""
+
+Clock = Callable[[], float]
+"""Seconds since some moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,38 +138,53 @@ def time_engines(
 
 
 def interleave(
-    sessions: Sequence[Session], samples: Sequence[dict[str, Array]], *, rounds: int
+    sessions: Sequence[Session],
+    samples: Sequence[dict[str, Array]],
+    *,
+    rounds: int,
+    block_s: float = _BLOCK_S,
+    clock: Clock | None = None,
 ) -> Times:
     """Time the sessions in turn on the same samples.
 
     Each round takes the next sample and runs every session on it, in an order that is turned round
     from one round to the next, so that neither always runs on the other's warm cache.
 
+    Args:
+        sessions: What to time.
+        samples: Inputs that take turns.
+        rounds: Number of rounds.
+        block_s: A timed block lasts at least as long.
+        clock: Reads the time; that on the wall when None.
+
     Returns:
         float64 [rounds, sessions]: milliseconds per inference.
     """
-    repeats = max(_warm_up(session, samples) for session in sessions)
+    clock = clock or time.perf_counter
+    repeats = max(_warm_up(session, samples, block_s=block_s) for session in sessions)
     times = np.empty((rounds, len(sessions)))
     order = list(range(len(sessions)))
     for index in range(rounds):
         feeds = samples[index % len(samples)]
         for position in order:
-            times[index, position] = _block_ms(sessions[position], feeds, repeats=repeats)
+            times[index, position] = _block_ms(
+                sessions[position], feeds, repeats=repeats, clock=clock
+            )
         order.reverse()
     return times
 
 
-def _warm_up(session: Session, samples: Sequence[dict[str, Array]]) -> int:
+def _warm_up(session: Session, samples: Sequence[dict[str, Array]], *, block_s: float) -> int:
     """Run for a while; return how many runs make a block of useful length."""
     begin, runs = time.perf_counter(), 0
     while (passed := time.perf_counter() - begin) < _WARM_UP_S or runs < len(samples):
         session.run(samples[runs % len(samples)])
         runs += 1
-    return max(1, round(_BLOCK_S * runs / passed))
+    return max(1, round(block_s * runs / passed))
 
 
-def _block_ms(session: Session, feeds: dict[str, Array], *, repeats: int) -> float:
-    begin = time.perf_counter()
+def _block_ms(session: Session, feeds: dict[str, Array], *, repeats: int, clock: Clock) -> float:
+    begin = clock()
     for _ in range(repeats):
         session.run(feeds)
-    return (time.perf_counter() - begin) * 1000 / repeats
+    return (clock() - begin) * 1000 / repeats
