@@ -213,6 +213,44 @@ def tree_size_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
+def open_to_read(
+    path: str | Path, *, folder: int | None = None, directory: bool = False, follow: bool = False
+) -> int:
+    """A descriptor that can be read and nothing else; the caller closes it.
+
+    Args:
+        path: A path, or a name in ``folder``.
+        folder: Descriptor of an open directory.
+        directory: Whether it has to be a directory.
+        follow: Whether a link at its end is followed.
+
+    Raises:
+        OSError: It cannot be opened; ``ELOOP`` or ``ENOTDIR`` for a link that is not followed.
+    """
+    flags = os.O_RDONLY | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    # A pipe that took the place of a file must not block.
+    flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_DIRECTORY", 0) if directory else 0
+    return os.open(path, flags, dir_fd=folder)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other processes out of the block; a lock on a directory leaves no file behind."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has none; there the rename alone has to do
+        yield
+        return
+    with _output_errors(directory):
+        descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def read_text(path: Path, *, error: type[EquipoiseError]) -> str:
     """UTF-8 text of ``path``; ``error`` when it is missing or not text."""
     try:

@@ -56,7 +56,7 @@ def same(left: Golden, right: Golden) -> bool:
 
 @given(written=vectors)
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None
 )
 def test_vectors_come_back_in_order(tmp_path: Path, written: list[Golden]) -> None:
     """Names with slashes, as exporters give them, and more than ten samples included."""

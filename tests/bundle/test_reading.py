@@ -98,7 +98,7 @@ def test_a_changed_file_is_named(directory: Path, name: str) -> None:
 
 def _socket(path: Path) -> None:
     # A path of a socket is short; its directory may not be.
-    held = os.getcwd()
+    held = Path.cwd()
     os.chdir(path.parent)
     try:
         with socket.socket(socket.AF_UNIX) as made:
@@ -252,7 +252,9 @@ def test_names_that_some_system_reads_otherwise_are_refused(name: str, why: str)
         check_names([name], where="bundle")
 
 
-@pytest.mark.parametrize("name", ["a", "a/b.c", "é.txt", "模型/engine.onnx", "console", "com10", "a b"])
+@pytest.mark.parametrize(
+    "name", ["a", "a/b.c", "é.txt", "模型/engine.onnx", "console", "com10", "a b"]
+)
 def test_other_names_are_taken(name: str) -> None:
     """Spaces and letters of any language inside."""
     assert name_problem(name) == ""
@@ -401,7 +403,7 @@ def test_records_of_an_archive_are_those_of_the_standard_library(tmp_path: Path)
 
 def test_files_are_closed(bundle: Path) -> None:
     """No descriptor stays behind, whether opening goes well or not."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = _descriptors()
     for _ in range(5):
         open_bundle(bundle).close()
         (DirectoryFiles if bundle.is_dir() else ArchiveFiles)(bundle).close()
@@ -413,7 +415,11 @@ def test_files_are_closed(bundle: Path) -> None:
     for _ in range(5):
         with pytest.raises(IntegrityError):
             open_bundle(bundle)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert _descriptors() == before
+
+
+def _descriptors() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
 
 
 class _Empty(DirectoryFiles):

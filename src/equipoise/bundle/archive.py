@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from equipoise import fs
 from equipoise.bundle.files import BundleFiles, pread_chunks, pread_exactly
 from equipoise.bundle.manifest import MANIFEST_FILE
 from equipoise.bundle.names import MOST_FILES, check_names
@@ -136,7 +137,7 @@ class ArchiveFiles(BundleFiles):
         self.where = str(archive)
         self._file = -1
         try:
-            self._file = os.open(archive, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._file = fs.open_to_read(archive, follow=True)
             self._stat = os.fstat(self._file)
             self._entries = {entry.name: entry for entry in self._checked()}
         except OSError as error:

@@ -16,19 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from equipoise import fs
 from equipoise.bundle.names import MOST_FILES, check_names
 from equipoise.errors import IntegrityError, ResourceError, UsageError
 
 CHUNK_BYTES: Final = 1 << 20
 _MOST_DEPTH: Final = 8
-_FILE_FLAGS: Final = (
-    os.O_RDONLY
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NONBLOCK", 0)  # a pipe that takes the place of a file must not block
-    | getattr(os, "O_BINARY", 0)
-)
-_FOLDER_FLAGS: Final = _FILE_FLAGS | getattr(os, "O_DIRECTORY", 0)
 _HINT: Final = "Copy the bundle again; do not run it."
 
 
@@ -116,7 +109,7 @@ class DirectoryFiles(BundleFiles):
         self.where = str(directory)
         self._root = -1
         try:
-            self._root = os.open(os.path.realpath(directory), _FOLDER_FLAGS)
+            self._root = fs.open_to_read(directory, directory=True, follow=True)
             self._seen = dict(self._listed(self._root))
             check_names(self._seen, where=self.where)
         except OSError as error:
@@ -186,7 +179,7 @@ class DirectoryFiles(BundleFiles):
 
     def _subfolder(self, part: str, *, folder: int, name: str) -> int:
         try:
-            return os.open(part, _FOLDER_FLAGS, dir_fd=folder)
+            return fs.open_to_read(part, folder=folder, directory=True)
         except OSError as error:
             raise self._refused(name, error) from error
 
@@ -211,8 +204,9 @@ class DirectoryFiles(BundleFiles):
         held = self._root
         try:
             for part in folders:
-                held = _replaced(held, os.open(part, _FOLDER_FLAGS, dir_fd=held), kept=self._root)
-            return self._same(os.open(last, _FILE_FLAGS, dir_fd=held), name)
+                below = fs.open_to_read(part, folder=held, directory=True)
+                held = _replaced(held, below, kept=self._root)
+            return self._same(fs.open_to_read(last, folder=held), name)
         except OSError as error:
             raise self._refused(name, error) from error
         finally:

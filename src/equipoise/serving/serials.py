@@ -6,9 +6,6 @@ without it.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -62,24 +59,8 @@ def keep_seen(path: Path, *, name: str, serial: int) -> None:
         As :func:`check_seen`, and OutputError where the file cannot be written.
     """
     fs.make_directory(path.parent)
-    with _alone(path.parent):
+    with fs.locked(path.parent):
         seen = read_serials(path)
         check_serial(serial, seen=seen.highest.get(name, 0))
         if seen.highest.get(name) != serial:
             fs.write_json(path, SeenSerials(highest={**seen.highest, name: serial}))
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Keep other processes out; a lock on a directory leaves no file behind."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows, where the rename alone has to do
-        yield
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
