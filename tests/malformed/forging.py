@@ -159,22 +159,28 @@ def sign_small_bundle(folder: Path) -> Signed:
 
 
 def certificate_for(
-    name: str, key: Key, *, by: tuple[str, Key], days: tuple[datetime, datetime], usage: Any
+    name: str, key: Key, *, by: tuple[str, Key], days: tuple[datetime, datetime], usage: Any = None
 ) -> x509.Certificate:
-    def named(text: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-    return (
-        x509.CertificateBuilder()
-        .subject_name(named(name))
-        .issuer_name(named(by[0]))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+    """A certificate for ``key``; of an authority when it has no ``usage``."""
+    authority = usage is None
+    uses = {
+        "digital_signature": not authority, "key_cert_sign": authority, "crl_sign": authority,
+        "content_commitment": False, "key_encipherment": False, "data_encipherment": False,
+        "key_agreement": False, "encipher_only": False, "decipher_only": False,
+    }  # fmt: skip
+    subject, issuer = (
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, by[0])
+    )
+    builder = (
+        x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(days[0])
         .not_valid_after(days[1])
-        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-        .sign(by[1], hashes.SHA256())
+        .add_extension(x509.BasicConstraints(authority, None), critical=True)
+        .add_extension(x509.KeyUsage(**uses), critical=True)
     )
+    if usage is not None:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+    return builder.sign(by[1], hashes.SHA256())
 
 
 def flipped(whole: bytes, bit: int) -> bytes:
@@ -183,19 +189,28 @@ def flipped(whole: bytes, bit: int) -> bytes:
     return bytes(changed)
 
 
-def library_accepts(signature: bytes, signed: Signed) -> bool:
-    """What model-signing says of a signature over the bundle without its own."""
-    from model_signing import verifying
-
+def without_signature(signed: Signed) -> Path:
+    """The bundle without its signature, which is what model-signing is to look at."""
     tree = signed.folder / "tree" / "bundle"
     if not tree.exists():
         shutil.copytree(signed.bundle, tree)
         (tree / "model.sig").unlink()
+    return tree
+
+
+def library_accepts(signature: bytes, signed: Signed, *, authority: Path | None = None) -> bool:
+    """What model-signing says, in key mode or with the certificate of an authority."""
+    from model_signing import verifying
+
     file = signed.folder / "candidate.sig"
     file.write_bytes(signature)
-    config = verifying.Config().use_elliptic_key_verifier(public_key=signed.folder / "public.pem")
+    config = verifying.Config()
+    if authority is None:
+        config.use_elliptic_key_verifier(public_key=signed.folder / "public.pem")
+    else:
+        config.use_certificate_verifier(certificate_chain=[authority])
     try:
-        config.verify(tree, file)
+        config.verify(without_signature(signed), file)
     except Exception:  # noqa: BLE001 - it has no type of its own
         return False
     return True

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.malformed.forging import Signed, flipped, library_accepts, sign_small_bundle
-from tests.malformed.wrong_signatures import crafted
+from tests.malformed.wrong_signatures import certificates, crafted
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +70,17 @@ def test_model_signing_takes_files_in_git_directories(signed: Signed, tmp_path: 
     (tmp_path / "bundle/.git/x").write_bytes(b"x")
     config = verifying.Config().use_elliptic_key_verifier(public_key=signed.folder / "public.pem")
     config.verify(tmp_path / "bundle", tmp_path / "m.sig")
+
+
+def test_model_signing_looks_at_the_chain_of_certificates_alone(
+    signed: Signed, tmp_path: Path
+) -> None:
+    """Why certificates are not accepted: neither dates, nor purpose, nor name would be checked."""
+    accepted = {
+        case.name.removeprefix("certificate ")
+        for case in certificates(signed, tmp_path)
+        if library_accepts(case.data, signed, authority=tmp_path / "ca.pem")
+    }
+    assert accepted == {
+        "in order", "expired", "of the future", "for web servers", "of another team",
+    }  # fmt: skip

@@ -29,6 +29,7 @@ from tests.malformed.forging import (
     resources,
     sealed,
     statement,
+    without_signature,
 )
 
 from equipoise.bundle.signature import MOST_BYTES
@@ -303,34 +304,41 @@ def _put(whole: Any, place: tuple[Any, ...], new: Any) -> Any:
 
 
 def certificates(signed: Signed, folder: Path) -> Iterator[Wrong]:
-    """What model-signing makes in its certificate mode, with certificates in and out of order."""
+    """What model-signing makes in its certificate mode; the authority's is ``folder/ca.pem``."""
+    now, day = datetime.now(UTC), timedelta(days=1)
+    code, web = ExtendedKeyUsageOID.CODE_SIGNING, ExtendedKeyUsageOID.SERVER_AUTH
+    ours, another = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    for file, key in (("ca.pem", ours), ("another.pem", another)):
+        of_authority = ("the authority", key)
+        made = certificate_for(*of_authority, by=of_authority, days=(now - 9 * day, now + 9 * day))
+        (folder / file).write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    for name, subject, days, usage, key in (
+        ("in order", "us", (now - day, now + day), code, ours),
+        ("expired", "us", (now - 3 * day, now - day), code, ours),
+        ("of the future", "us", (now + day, now + 3 * day), code, ours),
+        ("for web servers", "www.example.org", (now - day, now + day), web, ours),
+        ("of another team", "them", (now - day, now + day), code, ours),
+        ("of another authority", "us", (now - day, now + day), code, another),
+    ):
+        leaf = certificate_for(
+            subject, signed.key, by=("the authority", key), days=days, usage=usage
+        )
+        (folder / "leaf.pem").write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
+        data = _with_certificate(signed, folder, "ca.pem" if key is ours else "another.pem")
+        yield Wrong(name=f"certificate {name}", data=data, kind="policy")
+
+
+def _with_certificate(signed: Signed, folder: Path, authority: str) -> bytes:
     from model_signing import hashing, signing
 
-    now, day = datetime.now(UTC), timedelta(days=1)
-    for name, begin, end, usage, issued_by in (
-        ("in order", now - day, now + day, ExtendedKeyUsageOID.CODE_SIGNING, "our CA"),
-        ("expired", now - 3 * day, now - day, ExtendedKeyUsageOID.CODE_SIGNING, "our CA"),
-        ("of the future", now + day, now + 3 * day, ExtendedKeyUsageOID.CODE_SIGNING, "our CA"),
-        ("for web servers", now - day, now + day, ExtendedKeyUsageOID.SERVER_AUTH, "our CA"),
-        ("of another CA", now - day, now + day, ExtendedKeyUsageOID.CODE_SIGNING, "another"),
-    ):
-        ca = ec.generate_private_key(ec.SECP256R1())
-        leaf = certificate_for(
-            "signer", signed.key, by=(issued_by, ca), days=(begin, end), usage=usage
-        )
-        top = certificate_for(issued_by, ca, by=(issued_by, ca), days=(begin, end), usage=usage)
-        for file, certificate in (("leaf.pem", leaf), ("ca.pem", top)):
-            pem = certificate.public_bytes(serialization.Encoding.PEM)
-            (folder / file).write_bytes(pem)
-        config = signing.Config().use_certificate_signer(
-            private_key=signed.folder / "key.pem",
-            signing_certificate=folder / "leaf.pem",
-            certificate_chain=[folder / "ca.pem"],
-        )
-        plain = hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
-        config.set_hashing_config(plain).sign(signed.bundle, folder / "c.sig")
-        data = (folder / "c.sig").read_bytes()
-        yield Wrong(name=f"certificate {name}", data=data, kind="policy")
+    config = signing.Config().use_certificate_signer(
+        private_key=signed.folder / "key.pem",
+        signing_certificate=folder / "leaf.pem",
+        certificate_chain=[folder / authority],
+    )
+    plain = hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
+    config.set_hashing_config(plain).sign(without_signature(signed), folder / "c.sig")
+    return (folder / "c.sig").read_bytes()
 
 
 def crafted(signed: Signed) -> list[Wrong]:
