@@ -250,7 +250,10 @@ class _Writer:
         made, result = value if computed else f"{value}{MADE}", f"{value}{OUT}"
         to = {"to": 1} if self._graph.types.get(value, 0) in _HALVES else {}
         self._written.append(self._node("Cast" if to else "Identity", [made], [result], **to))
-        self._model.graph.output.append(onnx.ValueInfoProto(name=result))
+        kind = 1 if to else self._graph.types.get(value, 0)
+        info = onnx.helper.make_tensor_value_info(result, kind, None)
+        # Behind a vendor's operator types are not known here; ONNX Runtime finds them.
+        self._model.graph.output.append(info if kind else onnx.ValueInfoProto(name=result))
 
 
 def _along(part: Array, *, rank: int, axis: int) -> Array:

@@ -15,7 +15,8 @@ _FACTOR: Final = 4.0
 of their rounding makes in them (benchmarks/records/blame.json)."""
 
 _PEAK_FACTOR: Final = 16.0
-"""The largest of many differences scatters more: up to 6 times in honest pieces."""
+"""The largest of many differences of floats scatters more: up to 6 times in honest pieces. Many
+errors of one size add up to that of an integer: up to 1.6 times, so ``_FACTOR`` will do."""
 
 _SATURATED: Final = 0.05
 """Calibrators cut off what is rare, and that is more than rounding at a few values. It is a fault
@@ -40,6 +41,7 @@ class Judged:
     Attributes:
         piece: The piece.
         error: Its error.
+        departs: Whether its error is more than is allowed, or it does not run or fit at all.
         allowed: Largest allowed relative error.
         allowed_peak: Largest allowed peak error; None when peaks are not judged.
         typical: Median relative error of pieces of the same arithmetic that are not exact.
@@ -47,18 +49,10 @@ class Judged:
 
     piece: Piece
     error: PieceError
+    departs: bool
     allowed: float
     allowed_peak: float | None
     typical: float
-
-    @property
-    def departs(self) -> bool:
-        """Whether its error is more than is allowed, or it does not run or fit at all."""
-        error, peak = self.error, self.allowed_peak
-        if error.failure or error.shape:
-            return True
-        above = peak is not None and error.peak > peak
-        return error.relative > self.allowed or above
 
 
 def judge(graph: CutGraph, measured: Sequence[tuple[Piece, PieceError]]) -> list[Judged]:
@@ -85,12 +79,23 @@ def _typical(piece: Piece, measured: Sequence[tuple[Piece, PieceError]]) -> floa
 def _judged(
     piece: Piece, error: PieceError, *, typical: float, least: float, saturable: bool
 ) -> Judged:
+    """Without its grids a piece is judged strictly, with them by whether much is cut off."""
     floor = NOISE.get(piece.arithmetic, NOISE["float32"])
-    explained = max(error.explained, floor)
-    peak: float | None = max(_PEAK_FACTOR * max(error.explained_peak, floor), least)
-    allowed = max(_FACTOR * explained, least)
+    allowed = max(_FACTOR * max(error.explained, floor), least)
+    factor = _FACTOR if piece.arithmetic == "int8" else _PEAK_FACTOR
+    peak: float | None = max(factor * max(error.explained_peak, floor), least)
+    wrong = error.unrounded > allowed or error.unrounded_peak > (peak or 0.0)
     if piece.arithmetic == "integers":
         allowed, peak = max(allowed, _UNEXPLAINED, _UNLIKE * typical), None
-    elif saturable:
+        wrong = error.relative > allowed
+    elif saturable and not wrong:
         allowed, peak = max(allowed, _SATURATED), None
-    return Judged(piece=piece, error=error, allowed=allowed, allowed_peak=peak, typical=typical)
+        wrong = error.relative > allowed
+    return Judged(
+        piece=piece,
+        error=error,
+        departs=wrong or bool(error.failure or error.shape),
+        allowed=allowed,
+        allowed_peak=peak,
+        typical=typical,
+    )

@@ -183,7 +183,7 @@ def _clipped(scene: Scene, node: Any) -> Iterator[str]:
     share = float(np.mean((found < low - slack) | (found > high + slack)))
     yield (
         f"its grid goes from {low:.3g} to {high:.3g}; the values go from {found.min():.3g} to"
-        f" {found.max():.3g}, and {share:.2%} are cut off"
+        f" {found.max():.3g}, and {100 * share:.2g} % are cut off"
     )
 
 

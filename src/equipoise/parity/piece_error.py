@@ -24,6 +24,8 @@ class PieceError:
     Attributes:
         relative: Root of (sum of squared difference / sum of squared reference).
         peak: Largest absolute difference / largest absolute reference.
+        unrounded: As ``relative``, with no activation put on a grid: weights alone are rounded.
+        unrounded_peak: As ``peak``, likewise.
         explained: As ``relative``: what rounding explains.
         explained_peak: As ``peak``: what rounding explains.
         shape: In words, how the shape differs; empty when it does not.
@@ -32,6 +34,8 @@ class PieceError:
 
     relative: float = 0.0
     peak: float = 0.0
+    unrounded: float = 0.0
+    unrounded_peak: float = 0.0
     explained: float = 0.0
     explained_peak: float = 0.0
     shape: str = ""
@@ -45,6 +49,26 @@ class PieceError:
         return -20 * math.log10(self.relative) if math.isfinite(self.relative) else -400.0
 
 
+class _Sum:
+    """Squares and the largest of something."""
+
+    def __init__(self) -> None:
+        self.squares = self.largest = 0.0
+
+    def add(self, array: Array) -> None:
+        """Add an array of any size."""
+        self.squares += float(np.square(array).sum())
+        self.largest = max(self.largest, float(np.abs(array).max(initial=0.0)))
+
+    def relative_to(self, signal: _Sum) -> float:
+        """Root of the share of squares."""
+        return math.sqrt(_share(self.squares, signal.squares))
+
+    def peak_of(self, signal: _Sum) -> float:
+        """Share of the largest values."""
+        return _share(self.largest, signal.largest)
+
+
 class PieceMeter:
     """Collects the error of one piece, sample by sample.
 
@@ -55,8 +79,8 @@ class PieceMeter:
 
     def __init__(self, bounds: tuple[Array, Array] | None = None) -> None:
         self._bounds = bounds
-        self._signal = self._noise = self._rounding = 0.0
-        self._scale = self._peak = self._rounding_peak = 0.0
+        self._signal, self._noise, self._unrounded = _Sum(), _Sum(), _Sum()
+        self._rounding, self._own = _Sum(), _Sum()
         self._shape = ""
 
     def add(self, reference: Array, found: Array) -> None:
@@ -65,20 +89,18 @@ class PieceMeter:
             self._shape = f"its shape is {list(found.shape)}, not {list(reference.shape)}"
             return
         wanted, difference = self._difference(reference, found)
-        self._signal += float(np.square(wanted).sum())
-        self._scale = max(self._scale, float(np.abs(wanted).max(initial=0.0)))
-        self._noise += float(np.square(difference).sum())
-        self._peak = max(self._peak, float(np.abs(difference).max(initial=0.0)))
+        self._signal.add(wanted)
+        self._noise.add(difference)
 
-    def add_rounding(self, still: Array, noisy: Array) -> None:
+    def add_rounding(self, reference: Array, *, still: Array, noisy: Array) -> None:
         """Add a sample: what the piece gives without rounding, and with noise of its size."""
-        if still.shape != noisy.shape:
+        if still.shape != noisy.shape or still.shape != reference.shape:
             return
-        _, difference = self._difference(still, noisy)
+        self._unrounded.add(self._difference(reference, still)[1])
+        own, difference = self._difference(still, noisy)
         if np.isfinite(difference).all():
-            self._rounding += float(np.square(difference).sum())
-            largest = float(np.abs(difference).max(initial=0.0))
-            self._rounding_peak = max(self._rounding_peak, largest)
+            self._rounding.add(difference)
+            self._own.add(own)
 
     def _difference(self, reference: Array, found: Array) -> tuple[Array, Array]:
         """Reference and difference as float64, mask constants and what both cut off left out."""
@@ -94,17 +116,17 @@ class PieceMeter:
 
     def result(self) -> PieceError:
         """The error so far."""
+        # Where zeros alone are right, the noise of what is wrong explains nothing.
+        basis = self._signal if self._signal.squares else self._own
         return PieceError(
-            relative=_root(self._noise, self._signal),
-            peak=_share(self._peak, self._scale),
-            explained=_root(self._rounding, self._signal),
-            explained_peak=_share(self._rounding_peak, self._scale),
+            relative=self._noise.relative_to(self._signal),
+            peak=self._noise.peak_of(self._signal),
+            unrounded=self._unrounded.relative_to(self._signal),
+            unrounded_peak=self._unrounded.peak_of(self._signal),
+            explained=self._rounding.relative_to(basis),
+            explained_peak=self._rounding.peak_of(basis),
             shape=self._shape,
         )
-
-
-def _root(noise: float, signal: float) -> float:
-    return math.sqrt(_share(noise, signal))
 
 
 def _share(part: float, whole: float) -> float:

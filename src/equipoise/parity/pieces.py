@@ -174,8 +174,9 @@ def _measure_together(
             found = {form: fed(session, known) for form, session in sessions.items()}
             for piece in group:
                 exact, still, noisy = (found[form][f"{piece.value}{OUT}"] for form in forms)
-                meters[piece.value].add(known[piece.reference], exact)
-                meters[piece.value].add_rounding(still, noisy)
+                meter, wanted = meters[piece.value], known[piece.reference]
+                meter.add(wanted, exact)
+                meter.add_rounding(wanted, still=still, noisy=noisy)
     return [(piece, meters[piece.value].result()) for piece in group]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from equipoise import fs, onnxio
+from equipoise import extras, fs, onnxio
 from equipoise.errors import EquipoiseError
 from equipoise.parity.cut_model import GIVEN, OUT, Cut, cut_model
 from equipoise.parity.locate import Scene
@@ -64,130 +64,155 @@ class RuntimeFault:
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """A value as the runtime gives it: its error and what is allowed."""
+    """A value as the runtime gives it: its error, what is allowed, whether that is wrong."""
 
     error: PieceError
     allowed: float
-
-    @property
-    def wrong(self) -> bool:
-        return bool(self.error.failure or self.error.shape) or self.error.relative > self.allowed
+    wrong: bool
 
 
 def find_fault(scene: Scene, settings: RuntimeSettings) -> RuntimeFault | None:
     """The piece that the runtime runs wrong; None when the outputs are as the file says."""
-    graph = scene.graph
-    values = [piece.value for piece in graph.pieces()]
-    outputs = [name for name in values if name in graph.outputs]
-    wrong = [name for name, seen in _seen(scene, settings, outputs).items() if seen.wrong]
-    if not wrong:
-        return None
-    values = _before(scene, values, end=wrong[0])
-    return _grown(scene, settings, *_halved(scene, settings, values))
+    return _Hunt(scene, settings).fault()
 
 
-def _before(scene: Scene, values: Sequence[str], *, end: str) -> list[str]:
-    """Those of ``values`` from which ``end`` is made, and itself."""
-    nodes = set(scene.graph.behind([end], through=scene.graph.shared)[0])
-    return [name for name in values if scene.graph.makers[name] in nodes]
+class _Hunt:
+    """Looks for the piece of a candidate that a runtime runs wrong."""
+
+    def __init__(self, scene: Scene, settings: RuntimeSettings) -> None:
+        self._scene, self._graph, self._settings = scene, scene.graph, settings
+        self._fails = False
+
+    def fault(self) -> RuntimeFault | None:
+        end = self._wrong_output()
+        if end is None:
+            return None
+        nodes = set(self._graph.behind([end], through=self._graph.shared)[0])
+        values = [p.value for p in self._graph.pieces() if self._graph.makers[p.value] in nodes]
+        return self._grown(*self._halved(values))
+
+    def _wrong_output(self) -> str | None:
+        """The first output of the whole candidate that the runtime gives wrong.
+
+        A runtime that takes the candidate but not a cut of it tells nothing by that.
+        """
+        model, feeds = self._graph.candidate, dict(self._scene.feeds)
+        names = [
+            str(value.name) for value in model.graph.output if value.name in self._graph.makers
+        ]
+        with opened(model, settings=self._scene.run.settings) as session:
+            written = session.run(feeds)
+        try:
+            with built(model, self._settings) as session:
+                found = session.run(feeds)
+        except EquipoiseError:
+            self._fails = True
+            return names[0]
+        meant = [name for name in names if name in self._graph.shared]
+        with self._scene.run.giving([self._graph.shared[name] for name in meant]) as giving:
+            known = giving(feeds)
+        seen = (
+            (n, self._judged(n, known=known, written=written[n], found=found[n])) for n in meant
+        )
+        return next((name for name, one in seen if one.wrong), None)
+
+    def _halved(self, values: Sequence[str]) -> tuple[str, float]:
+        """The value behind the first wrong cut, and the largest error before it."""
+        right, wrong, before = -1, len(values) - 1, 0.0
+        while wrong - right > 1:
+            middle = (right + wrong) // 2
+            seen = self._seen(self._crossing(values, after=middle))
+            if any(one.wrong for one in seen.values()):
+                wrong = middle
+            else:
+                right, before = middle, max((s.error.relative for s in seen.values()), default=0.0)
+        return values[wrong], before
+
+    def _crossing(self, values: Sequence[str], *, after: int) -> list[str]:
+        """Values up to the index ``after`` that a later node reads; the last of them always."""
+        last = self._graph.makers[values[after]]
+        return [
+            name
+            for name in values[: after + 1]
+            if name == values[after] or any(i > last for i in self._graph.readers.get(name, []))
+        ]
+
+    def _grown(self, value: str, before: float) -> RuntimeFault:
+        """Grow the piece backwards from ``value``, a layer of shared values at a time."""
+        through: set[str] = set()
+        layer, tested = 0, 0.0
+        while True:
+            nodes, given, _ = self._graph.behind([value], through=through)
+            inner = [name for name in given if name in self._graph.makers]
+            if layer >= tested or not inner:
+                seen = self._seen([value], through=through)[value]
+                if seen.wrong or not inner:
+                    break
+                tested = max(layer * _GROWTH, layer + 1)
+            through.update(inner)
+            layer += 1
+        return RuntimeFault(
+            value=value,
+            nodes=nodes,
+            given=given,
+            error=seen.error,
+            allowed=seen.allowed,
+            before=before,
+        )
+
+    def _seen(self, values: Sequence[str], *, through: set[str] | None = None) -> dict[str, _Seen]:
+        """Each value as the runtime gives it, against the same graph as written."""
+        scene = self._scene
+        computed = set(self._graph.shared) if through is None else through
+        ranks = {name: len(shape) for name, shape in scene.shapes.items()}
+        model = cut_model(self._graph, values, ranks=ranks, cut=Cut(through=computed))
+        known = self._known(model, values)
+        with opened(model, settings=scene.run.settings) as session:
+            written = fed(session, known)
+        try:
+            with built(_shaped(model, written), self._settings) as session:
+                found = fed(session, known)
+        except EquipoiseError as error:
+            failed = PieceError(failure=error.message)
+            return {n: _Seen(error=failed, allowed=0.0, wrong=self._fails) for n in values}
+        return {
+            name: self._judged(
+                name, known=known, written=written[f"{name}{OUT}"], found=found[f"{name}{OUT}"]
+            )
+            for name in values
+        }
+
+    def _known(self, model: Any, values: Sequence[str]) -> dict[str, Array]:
+        """The reference's values of everything that ``model`` takes, and of ``values``."""
+        names = {value.name.removesuffix(GIVEN) for value in model.graph.input}
+        names |= {self._graph.shared[name] for name in values}
+        with self._scene.run.giving(sorted(names)) as giving:
+            known: dict[str, Array] = giving(self._scene.feeds)
+        return known
+
+    def _judged(
+        self, name: str, *, known: Mapping[str, Array], written: Array, found: Array
+    ) -> _Seen:
+        bounds = self._graph.bounds(name)
+        own, fault = PieceMeter(bounds), PieceMeter(bounds)
+        own.add(known[self._graph.shared[name]], written)
+        fault.add(written, found)
+        error, allowed = fault.result(), max(_LEAST, _TIMES * own.result().relative)
+        wrong = not self._fails and (bool(error.shape) or error.relative > allowed)
+        return _Seen(error=error, allowed=allowed, wrong=wrong)
 
 
-def _halved(scene: Scene, settings: RuntimeSettings, values: Sequence[str]) -> tuple[str, float]:
-    """The value behind the first wrong cut, and the largest error before it."""
-    right, wrong, before = -1, len(values) - 1, 0.0
-    while wrong - right > 1:
-        middle = (right + wrong) // 2
-        seen = _seen(scene, settings, _crossing(scene, values, after=middle))
-        if any(one.wrong for one in seen.values()):
-            wrong = middle
-        else:
-            right, before = middle, max((s.error.relative for s in seen.values()), default=0.0)
-    return values[wrong], before
-
-
-def _crossing(scene: Scene, values: Sequence[str], *, after: int) -> list[str]:
-    """Values up to the index ``after`` that a later node reads; the last of them always."""
-    graph, last = scene.graph, scene.graph.makers[values[after]]
-    return [
-        name
-        for name in values[: after + 1]
-        if name == values[after] or any(i > last for i in graph.readers.get(name, []))
-    ]
-
-
-def _grown(scene: Scene, settings: RuntimeSettings, value: str, before: float) -> RuntimeFault:
-    """Grow the piece backwards from ``value``, a layer of shared values at a time."""
-    graph = scene.graph
-    through: set[str] = set()
-    layer, tested = 0, 0.0
-    while True:
-        nodes, given, _ = graph.behind([value], through=through)
-        inner = [name for name in given if name in graph.makers]
-        if layer >= tested or not inner:
-            seen = _seen(scene, settings, [value], through=through)[value]
-            if seen.wrong or not inner:
-                break
-            tested = max(layer * _GROWTH, layer + 1)
-        through.update(inner)
-        layer += 1
-    return RuntimeFault(
-        value=value,
-        nodes=nodes,
-        given=given,
-        error=seen.error,
-        allowed=seen.allowed,
-        before=before,
+def _shaped(model: Any, written: Mapping[str, Array]) -> Any:
+    """``model`` with the ranks and types of its outputs, which some runtimes want to be told."""
+    helper = extras.require("onnx").helper
+    del model.graph.output[:]
+    model.graph.output.extend(
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim
+        )
+        for name, array in written.items()
     )
-
-
-def _seen(
-    scene: Scene,
-    settings: RuntimeSettings,
-    values: Sequence[str],
-    *,
-    through: set[str] | None = None,
-) -> dict[str, _Seen]:
-    """Each value as the runtime gives it, against the same graph as written."""
-    graph = scene.graph
-    computed = set(graph.shared) if through is None else through
-    ranks = {name: len(shape) for name, shape in scene.shapes.items()}
-    model = cut_model(graph, values, ranks=ranks, cut=Cut(through=computed))
-    known = _known(scene, model, values)
-    with opened(model, settings=scene.run.settings) as session:
-        written = fed(session, known)
-    try:
-        with built(model, settings) as session:
-            found: Mapping[str, Array] = fed(session, known)
-    except EquipoiseError as error:
-        failed = PieceError(failure=error.message)
-        return {name: _Seen(error=failed, allowed=0.0) for name in values}
-    return {
-        name: _judged(scene, name, known=known, written=written, found=found) for name in values
-    }
-
-
-def _known(scene: Scene, model: Any, values: Sequence[str]) -> dict[str, Array]:
-    """The reference's values of everything that ``model`` takes, and of ``values``."""
-    names = {value.name.removesuffix(GIVEN) for value in model.graph.input}
-    names |= {scene.graph.shared[name] for name in values}
-    with scene.run.giving(sorted(names)) as giving:
-        known: dict[str, Array] = giving(scene.feeds)
-    return known
-
-
-def _judged(
-    scene: Scene,
-    name: str,
-    *,
-    known: Mapping[str, Array],
-    written: Mapping[str, Array],
-    found: Mapping[str, Array],
-) -> _Seen:
-    bounds = scene.graph.bounds(name)
-    own, fault = PieceMeter(bounds), PieceMeter(bounds)
-    own.add(known[scene.graph.shared[name]], written[f"{name}{OUT}"])
-    fault.add(written[f"{name}{OUT}"], found[f"{name}{OUT}"])
-    return _Seen(error=fault.result(), allowed=max(_LEAST, _TIMES * own.result().relative))
+    return model
 
 
 @contextmanager
