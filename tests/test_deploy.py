@@ -371,7 +371,7 @@ def test_an_engine_is_asked_for_by_name(tmp_path: Path, linear_onnx: Path) -> No
     bundle = make_bundle(tmp_path / "bundle", linear_onnx, engines=ENGINES)
     with equipoise.load(bundle, engine="float") as session:
         assert session.engine.name == "float"
-    with pytest.raises(IncompatibleError, match=r"'new' is for onnxruntime 99\.1 or later; 1\."):
+    with pytest.raises(IncompatibleError, match=r"'new': it is for .* 99\.1 or later; 1\."):
         equipoise.load(bundle, engine="new")
     with pytest.raises(UsageError, match="unknown engine 'flaot'") as caught:
         equipoise.load(bundle, engine="flaot")
@@ -725,7 +725,7 @@ def test_a_hundred_swaps_under_eight_threads(tmp_path: Path, constants: tuple[Pa
 
     def ask() -> int:
         failed = 0
-        while not stop.is_set():
+        while not stop.wait(0.0005):
             answer = session.run(ONE)["y"]
             values = set(answer.ravel().tolist())
             if len(values) != 1 or not values <= counts.keys():

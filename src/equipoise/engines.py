@@ -73,12 +73,12 @@ def _in_bundle(path: Path) -> EngineFile:
 
 def chosen_engine(bundle: Bundle) -> Engine:
     """The first engine that fits this machine. Raises IncompatibleError that says why none does."""
-    refused: list[IncompatibleError] = []
+    refused: dict[str, IncompatibleError] = {}
     for engine in bundle.manifest.engines:
         try:
             check_fits(engine, this_device())
         except IncompatibleError as error:
-            refused.append(error)
+            refused[engine.name] = error
         else:
             return engine
     raise none_fits(bundle.where, refused)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,10 +40,10 @@ def check_fits(engine: Engine, device: Device) -> None:
     """
     needs = engine.needs
     if needs.platform and needs.platform != device.platform:
-        raise _unfit(engine, f"is for {needs.platform}; this device is {device.platform}")
+        raise _unfit(f"it is for {needs.platform}; this device is {device.platform}")
     if needs.any_cpu_flag and not device.cpu_flags() & set(needs.any_cpu_flag):
         flags = " or ".join(needs.any_cpu_flag)
-        raise _unfit(engine, f"needs a CPU with {flags}; this one has neither")
+        raise _unfit(f"it needs a CPU with {flags}; this one has not")
     if needs.compute_capabilities:
         _check_gpu(engine, device.compute_capability())
     device.check_runtime(engine.runtime)
@@ -54,25 +54,21 @@ def check_fits(engine: Engine, device: Device) -> None:
 def _check_gpu(engine: Engine, capability: str) -> None:
     wanted = ", ".join(engine.needs.compute_capabilities)
     if not capability:
-        raise _unfit(engine, f"needs an NVIDIA GPU of compute capability {wanted}; there is none")
+        raise _unfit(f"it needs an NVIDIA GPU of compute capability {wanted}; there is none")
     later = engine.needs.later_gpus and numbers(capability) >= _FIRST_COMPATIBLE
     if capability not in engine.needs.compute_capabilities and not later:
-        raise _unfit(engine, f"is for compute capability {wanted}; this GPU has {capability}")
+        raise _unfit(f"it is for compute capability {wanted}; this GPU has {capability}")
 
 
 def _check_version(engine: Engine, version: str) -> None:
     wanted, later = engine.needs.runtime_version, engine.needs.later_versions
     if version != wanted and not (later and numbers(version) >= numbers(wanted)):
         or_later = " or later" if later else ""
-        raise _unfit(
-            engine, f"is for {engine.runtime} {wanted}{or_later}; {version} is installed here"
-        )
+        raise _unfit(f"it is for {engine.runtime} {wanted}{or_later}; {version} is installed here")
 
 
-def _unfit(engine: Engine, why: str) -> IncompatibleError:
-    return IncompatibleError(
-        f"the engine {engine.name!r} {why}", hint="Pack an engine for this device too."
-    )
+def _unfit(why: str) -> IncompatibleError:
+    return IncompatibleError(why, hint="Pack an engine for this device too.")
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -85,17 +81,18 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def none_fits(where: str, refused: list[IncompatibleError]) -> IncompatibleError:
+def none_fits(where: str, refused: Mapping[str, IncompatibleError]) -> IncompatibleError:
     """The error for a bundle of which no engine can be opened here.
 
     Args:
         where: The bundle.
-        refused: Why not, for each engine; the only one is given back as it is.
+        refused: Engine -> why not; the class of the only one is kept.
     """
     if len(refused) == 1:
-        return refused[0]
-    reasons = "".join(f"\n  {error.message}" for error in refused)
-    hints = dict.fromkeys(error.hint for error in refused if error.hint)
+        ((name, only),) = refused.items()
+        return type(only)(f"{where}: the engine {name!r}: {only.message}", hint=only.hint)
+    reasons = "".join(f"\n  {name}: {error.message}" for name, error in refused.items())
+    hints = dict.fromkeys(error.hint for error in refused.values() if error.hint)
     return IncompatibleError(
         f"{where}: none of its {len(refused)} engines runs on this device:{reasons}",
         hint=" ".join(hints),

@@ -135,13 +135,13 @@ def _open_engine(
     bundle: Bundle, settings: LoadSettings, *, stack: ExitStack
 ) -> tuple[Engine, Session]:
     """The first engine that can be opened here; what it holds is put on ``stack``."""
-    refused: list[IncompatibleError] = []
+    refused: dict[str, IncompatibleError] = {}
     for engine in _candidates(bundle.manifest, settings.engine):
         try:
             check_fits(engine, this_device())
             return engine, _opened(bundle, engine, settings=settings, stack=stack)
         except IncompatibleError as error:
-            refused.append(error)
+            refused[engine.name] = error
     raise none_fits(bundle.where, refused)
 
 
