@@ -9,9 +9,17 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.malformed import material
 from tests.malformed.counting import Campaign, Case
+
+from equipoise.data.store import write_rows
+from equipoise.errors import NonFiniteError
+from equipoise.quantize.quantize import QuantizeConfig, quantize
+from equipoise.quantize.schemes import DynamicInt8
+from equipoise.targets.machine import detect_machine
+from equipoise.targets.profiles import get_target
 
 NAN, INF = float("nan"), float("inf")
 FLOATS = {
@@ -325,3 +333,44 @@ def test_numbers(campaign: Campaign, tmp_path: Path) -> None:
     outcome = campaign.run([*bad, *good], what="M5 numbers", least=60)
     assert outcome.counts["typed"] == len(bad)
     assert outcome.counts["harmless"] == len(good)
+
+
+def _activations(what: str) -> onnx.ModelProto:
+    """Finite weights; large inputs overflow on the way, and are NaN or infinite in the end."""
+    product = helper.make_node("MatMul", ["x", "w"], ["p"])
+    grown = helper.make_node("Exp", ["p"], ["e"])
+    last = {
+        "inf": [helper.make_node("Identity", ["e"], ["y"])],
+        "NaN": [helper.make_node("Sub", ["e", "e"], ["y"])],
+        "cleaned": [
+            helper.make_node("Sub", ["e", "e"], ["n"]),
+            helper.make_node("IsNaN", ["n"], ["which"]),
+            helper.make_node("Where", ["which", "zero", "p"], ["y"]),
+        ],
+    }[what]
+    tensors = [_tensor("w", np.ones((8, 4))), _tensor("zero", np.array(0.0))]
+    return material.model_of([product, grown, *last], tensors=tensors)
+
+
+@pytest.mark.parametrize("bad", [(3,), tuple(range(8))], ids=["one batch", "all batches"])
+@pytest.mark.parametrize("what", ["inf", "NaN", "cleaned"])
+def test_activations(what: str, bad: tuple[int, ...], tmp_path: Path) -> None:
+    """One of eight samples, or all of them: the file, the output and the sample are named.
+
+    What the model itself replaces is no fault of it: exports of attention do that.
+    """
+    rows = [{"x": np.full((1, 8), 100.0 if i in bad else 0.5, np.float32)} for i in range(8)]
+    write_rows(tmp_path / "rows", rows)
+    config = QuantizeConfig(
+        model=material.write_onnx(tmp_path / "model.onnx", _activations(what)),
+        quantization=DynamicInt8(),
+        scheme=get_target("cpu", machine=detect_machine()).int8,
+        samples=tmp_path / "rows",
+    )
+    (tmp_path / "out").mkdir()
+    if what == "cleaned":
+        assert quantize(config, output=tmp_path / "out").quantized
+        return
+    with pytest.raises(NonFiniteError, match=rf"model\.onnx: output 'y' of sample {bad[0]} has 4"):
+        quantize(config, output=tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())

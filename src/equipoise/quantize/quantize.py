@@ -158,7 +158,7 @@ def _judge(model: Any, config: QuantizeConfig) -> Judge:
         with session_opener("onnxruntime")(folder / "float.onnx", settings=settings) as session:
             references = [session.run(dict(one)) for one in feeds]
     for index, outputs in enumerate(references):
-        require_finite(outputs, sample=index, what="the float model")
+        require_finite(outputs, sample=index, what=str(config.model))
     return Judge(feeds=feeds, references=references, threads=config.threads)
 
 
