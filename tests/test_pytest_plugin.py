@@ -39,6 +39,7 @@ def run(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResu
     return pytester.runpytest_subprocess("--strict-markers", "-p", "no:cacheprovider", *options)
 
 
+@pytest.mark.slow
 def test_fixture_and_marker_let_an_equal_engine_through(
     pytester: pytest.Pytester, models: Path
 ) -> None:
