@@ -18,7 +18,7 @@ EXTRA_OF: Final[dict[str, str]] = {
     "plotly": "tune",
     "sklearn": "tune",
     "seqeval": "tune",
-    "tokenizers": "tune",
+    "tokenizers": "text",
     "filelock": "tune",
     "platformdirs": "tune",
     "torch": "torch",

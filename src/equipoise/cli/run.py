@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from equipoise.deploy import BundleSession
     from equipoise.spec import Array
 
+_SHOWN = 5
+"""Classes of a text that are printed."""
+
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle, a directory or a .zip.")],
@@ -74,25 +77,28 @@ def _selftest(session: BundleSession, *, json: bool) -> None:
 
 
 def _text(session: BundleSession, text: str, *, json: bool) -> None:
-    from equipoise.data.decode import decode
-    from equipoise.data.text import TextEncoder
+    """What the application of the bundle's task says of a text."""
+    from equipoise.apps.text import TextClassifier
+    from equipoise.apps.tokens import TokenClassifier
 
     if session.manifest.tokenizer is None:
         raise UsageError(f"{session.directory} has no tokenizer: give an .npz file")
-    tokenizer = session.read(session.manifest.tokenizer)
-    encoder = TextEncoder(tokenizer, max_length=session.manifest.max_length)
-    words = text.split()
-    tokens, first = encoder.words(words) if _per_token(session) else (encoder.text(text), [])
-    feeds = {spec.name: tokens[spec.name] for spec in session.inputs}
-    found = decode(session.run(feeds), words=words, first=first, labels=session.manifest.labels)
+    if session.manifest.task == "token-classification":
+        with TokenClassifier(session) as find:
+            entities = find(text)
+        _say(entities, *(f"{e.text}\t{e.label}\t{e.score:.4f}" for e in entities), json=json)
+    else:
+        with TextClassifier(session) as classify:
+            found = classify(text)
+        lines = (f"{scored.label}\t{scored.score:.4f}" for scored in found.top(_SHOWN))
+        _say(found, *lines, json=json)
+
+
+def _say(found: object, *lines: str, json: bool) -> None:
     if json:
         console.print_json(found)
-        return
-    console.print_lines(*(f"{item.text}\t{item.label}\t{item.score:.4f}" for item in found))
-
-
-def _per_token(session: BundleSession) -> bool:
-    return session.manifest.task == "token-classification"
+    else:
+        console.print_lines(*lines)
 
 
 def _arrays(session: BundleSession, inputs: Path, *, output: Path | None, json: bool) -> None:

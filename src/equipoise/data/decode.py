@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,21 +11,6 @@ from equipoise.errors import NonFiniteError
 from equipoise.spec import Array
 
 Probabilities = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """One decision.
-
-    Attributes:
-        text: The word, or the whole text.
-        label: Class name, or its number where there are no names.
-        score: Softmax probability of the class.
-    """
-
-    text: str
-    label: str
-    score: float
 
 
 def softmax(scores: Array) -> Probabilities:
@@ -63,37 +47,3 @@ def _finite(scores: Array) -> Probabilities:
 def label_of(index: int, labels: Sequence[str]) -> str:
     """Name of a class; its number where it has none."""
     return labels[index] if index < len(labels) else str(index)
-
-
-def decode(
-    outputs: Mapping[str, Array],
-    *,
-    words: Sequence[str],
-    first: Sequence[int | None],
-    labels: Sequence[str],
-) -> tuple[Decoded, ...]:
-    """Decisions of a text classifier for one text.
-
-    Args:
-        outputs: The first output has scores [1, classes], or [1, tokens, classes].
-        words: Words of the text.
-        first: Per token, the index of the word that begins there; empty for a whole text.
-        labels: Class names; may be empty.
-
-    Raises:
-        NonFiniteError: A score is NaN or infinite.
-    """
-    scores = next(iter(outputs.values()))[0]
-    if not first:
-        return (_decision(" ".join(words), scores, labels),)
-    return tuple(
-        _decision(words[word], scores[token], labels)
-        for token, word in enumerate(first)
-        if word is not None
-    )
-
-
-def _decision(text: str, scores: Array, labels: Sequence[str]) -> Decoded:
-    probabilities = softmax(scores)
-    best = int(probabilities.argmax())
-    return Decoded(text=text, label=label_of(best, labels), score=float(probabilities[best]))

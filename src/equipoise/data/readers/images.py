@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from equipoise import extras
 from equipoise.data.config import DataConfig
-from equipoise.data.images import apply
+from equipoise.data.images import apply, decode_picture
 from equipoise.data.readers.base import PICTURES, DataSet, Sample, label_indices
 from equipoise.errors import DataError
 from equipoise.spec import Array
@@ -66,7 +65,7 @@ class _Pictures(Sequence[Sample]):
 
     def _sample(self, file: Path) -> Sample:
         assert self._config.preprocessing is not None  # noqa: S101  read() has checked
-        pixels = apply(_decoded(file), self._config.preprocessing)
+        pixels = apply(decode_picture(file), self._config.preprocessing)
         name = self._config.input_name or "pixel_values"
         return Sample(feeds={name: pixels}, label=self._label(file))
 
@@ -80,13 +79,3 @@ class _Pictures(Sequence[Sample]):
             return np.zeros((), dtype=np.int64)
         name = file.relative_to(self._folder).parts[0]
         return label_indices([name], self._labels, where=str(file)).reshape(())
-
-
-def _decoded(file: Path) -> Array:
-    """RGB, uint8 [height, width, 3]."""
-    pillow: Any = extras.require("PIL.Image")
-    try:
-        with pillow.open(fp=file) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except Exception as error:  # Pillow raises many types on damaged files
-        raise DataError(f"{file} is no picture that can be read: {error}") from error
