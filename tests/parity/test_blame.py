@@ -20,6 +20,9 @@ from equipoise.parity.piece_error import PieceMeter
 from equipoise.parity.pieces import ReferenceRun, measure_pieces
 from equipoise.provenance import MODULE_KEY, module_path, module_paths
 from equipoise.quantize.halves import Halves, convert_to_half
+from equipoise.quantize.quantize import QuantizeConfig, quantize
+from equipoise.quantize.schemes import StaticInt8
+from equipoise.targets.profile import Int8Scheme
 
 SETTINGS = BlameSettings()
 
@@ -107,6 +110,46 @@ def test_nodes_that_a_pass_put_in_belong_to_their_neighbours() -> None:
         entry = model.graph.node[place].metadata_props.add()
         entry.key, entry.value = "pkg.torch.onnx.name_scopes", text
     assert list(module_paths(model).values()) == ["fc", "fc", "fc", "fc", ""]
+
+
+def test_the_module_of_a_node_without_metadata_is_that_of_the_reference(
+    pictures: Any, tmp_path: Path
+) -> None:
+    """An optimiser that drops metadata keeps the names of values."""
+    reference = scoped(tmp_path / "scoped.onnx", pictures.reference)
+    model = onnx.load(pictures.reference)
+    next(t for t in model.graph.initializer if t.name == "point_bias").raw_data = bytes(32)
+    onnx.save(model, tmp_path / "candidate.onnx")
+    found = find_blame(
+        reference, tmp_path / "candidate.onnx", feeds=pictures.feeds, settings=SETTINGS
+    )
+    assert found.first is not None
+    assert (found.first.node, found.first.module) == ("node_point", "of_point")
+    assert "of module of_point" in found.in_words()
+
+
+def requantised(folder: Path, subject: Any) -> Path:
+    """``folder/model.onnx`` in int8, by the ranges of ``subject``."""
+    kept = subject.reference.parent
+    config = QuantizeConfig(
+        model=folder / "model.onnx",
+        quantization=StaticInt8(),
+        scheme=Int8Scheme(
+            activation="uint8", weight="int8", per_channel=True, saturates=False, reason="a test"
+        ),
+        samples=kept / "rows",
+        statistics=kept / "statistics",
+    )
+    return folder / "int8" / quantize(config, output=folder / "int8").file
+
+
+def test_our_quantiser_keeps_modules(pictures: Any, tmp_path: Path) -> None:
+    """Every node of the int8 file can be traced back, those of Q/DQ too."""
+    scoped(tmp_path / "model.onnx", pictures.reference)
+    made = requantised(tmp_path, pictures)
+    paths = module_paths(onnx.load(made))
+    assert all(paths.values())
+    assert {"of_wide", "of_depth", "of_y"} <= set(paths.values())
 
 
 def measured(reference: Path, candidate: Any, feeds: list, *, group_bytes: int = 10**9) -> Any:

@@ -233,8 +233,20 @@ class _Search:
 
     def _named(self, departure: Departure, located: Located) -> Departure:
         node = self._graph.node(located.node)
-        module = self._modules[located.node] or self._reference_modules.get(departure.reference, "")
-        return replace(departure, node=str(node.name), operator=str(node.op_type), module=module)
+        return replace(
+            departure,
+            node=str(node.name),
+            operator=str(node.op_type),
+            module=self._module(located.node, departure),
+        )
+
+    def _module(self, index: int, departure: Departure) -> str:
+        """What the node itself says, else the reference's maker of its value, else neighbours."""
+        node = self._graph.node(index)
+        known = self._reference_modules.get(departure.reference, "")
+        makes = departure.value in node.output
+        own = provenance.module_path(node) or (known if makes else "")
+        return own or self._modules[index] or known
 
     def _cumulated(self, values: Sequence[str]) -> float:
         """Largest relative error of ``values`` in the whole candidate, run as written."""

@@ -18,6 +18,7 @@ from equipoise.runtimes.registry import session_opener
 from equipoise.spec import Array, Feeds
 
 _SHAPE: Final = "#shape"
+_SMALL_BYTES: Final = 1_000_000_000
 Measured = tuple[Piece, PieceError]
 
 
@@ -106,9 +107,18 @@ def opened(
 ) -> Iterator[Session]:
     """A session of a model in memory."""
     with fs.scratch_directory() as folder:
-        onnxio.save_model(model, folder / "cut.onnx")
+        write_scratch(model, folder / "cut.onnx")
         with session_opener(runtime)(folder / "cut.onnx", settings=settings) as session:
             yield session
+
+
+def write_scratch(model: Any, path: Path) -> None:
+    """Write a model that nobody keeps: a small one without waiting for the disk."""
+    if sum(tensor.ByteSize() for tensor in model.graph.initializer) > _SMALL_BYTES:
+        onnxio.save_model(model, path)
+        return
+    with fs.appending(path) as file:
+        file.write(model.SerializeToString())
 
 
 def _groups(graph: CutGraph, shapes: Shapes, *, limit: int) -> Iterator[list[Piece]]:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from equipoise import extras, fs, onnxio
+from equipoise import extras, fs
 from equipoise.errors import EquipoiseError
 from equipoise.parity.cut_model import GIVEN, OUT, Cut, cut_model
 from equipoise.parity.locate import Scene
 from equipoise.parity.piece_error import PieceError, PieceMeter
-from equipoise.parity.pieces import fed, opened
+from equipoise.parity.pieces import fed, opened, write_scratch
 from equipoise.runtimes.protocol import Session, SessionSettings
 from equipoise.runtimes.registry import builder, session_opener
 from equipoise.spec import Array
@@ -223,7 +223,7 @@ def built(model: Any, settings: RuntimeSettings) -> Any:
             yield session
         return
     with fs.scratch_directory() as folder:
-        onnxio.save_model(model, folder / "cut.onnx")
+        write_scratch(model, folder / "cut.onnx")
         yield from _built(folder, settings)
 
 
