@@ -69,6 +69,8 @@ class TuneConfig:
         cache: Directory of stage results; the user's cache when None.
         fresh: Run every stage again.
         labelled: Whether the data has to have labels.
+        float_fallback: Put the float engine into the bundle too, for devices that the chosen one
+            does not fit.
     """
 
     source: str
@@ -91,6 +93,7 @@ class TuneConfig:
     cache: Path | None = None
     fresh: bool = False
     labelled: bool = True
+    float_fallback: bool = False
 
 
 def tune(config: TuneConfig, *, observer: Observer | None = None) -> TuneResult:
@@ -112,7 +115,7 @@ def tune(config: TuneConfig, *, observer: Observer | None = None) -> TuneResult:
     check_replaceable(config.output / "bundle")
     result = _search(pipeline, config)
     with fs.staged_directory(config.output / ".next") as staging:
-        pack(pipeline, result, output=staging / "bundle")
+        pack(pipeline, result, output=staging / "bundle", fallback=config.float_fallback)
         write_report(result, output=staging)
     _publish(config.output)
     return result

@@ -167,10 +167,13 @@ def test_changed_engine_is_refused_with_exit_4(tuned: Path, tmp_path: Path, equi
     """One flipped byte in the engine stops every command that would run it."""
     bundle = tmp_path / "bundle"
     shutil.copytree(tuned / "bundle", bundle)
-    engine = bytearray((bundle / "engine.onnx").read_bytes())
+    (file,) = bundle.rglob("engine.onnx")
+    engine = bytearray(file.read_bytes())
     engine[-20] ^= 1
-    (bundle / "engine.onnx").write_bytes(engine)
-    for arguments in (["check", bundle], ["run", bundle, "--selftest"], ["bench", bundle]):
+    file.write_bytes(engine)
+    for arguments in (
+        ["check", bundle], ["run", bundle, "--selftest"], ["bench", bundle], ["inspect", bundle],
+    ):  # fmt: skip
         done = equipoise(*arguments)
         assert done.returncode == 4
         assert "engine.onnx" in done.stderr
@@ -234,7 +237,13 @@ def test_inspect_counts_the_multiply_accumulates(workbench, tuned: Path, equipoi
     assert found["weight_bytes"] == 4 * (16 * 64 + 64 * 4)
     done = equipoise("inspect", workbench.model, "--dim", "batch=8", "--json")
     assert json.loads(done.stdout)["multiply_accumulates"] == 8 * (16 * 64 + 64 * 4)
-    assert "operators" in equipoise("inspect", tuned / "bundle").stdout
+    shown = equipoise("inspect", tuned / "bundle").stdout
+    for word in ("operators", "not signed", "runs here", "golden.npz", "model not stated"):
+        assert word in shown
+    done = equipoise("inspect", tuned / "bundle", "--json")
+    viewed = json.loads(done.stdout)
+    assert viewed["cost"]["multiply_accumulates"] == found["multiply_accumulates"]
+    assert viewed["manifest"]["format"] == 2
 
 
 def test_doctor_and_targets_describe_this_machine(equipoise) -> None:

@@ -31,6 +31,12 @@ def command(
     max_length: options.MaxLength = 512,
     tokenizer: options.Tokenizer = None,
     labels: options.Labels = "",
+    float_fallback: Annotated[
+        bool,
+        typer.Option(
+            "--float-fallback", help="Pack the float engine too, for devices of another kind."
+        ),
+    ] = False,
     threads: options.Threads = None,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds per latency.")] = 60,
     time_limit: options.TimeLimit = 3600.0,
@@ -67,6 +73,7 @@ def command(
         time_limit_s=time_limit,
         cache=cache_dir,
         fresh=fresh,
+        float_fallback=float_fallback,
     )
     with console.progress(quiet=quiet or json) as observer:
         result = tune(config, observer=observer)
