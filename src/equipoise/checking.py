@@ -19,7 +19,8 @@ from equipoise.data.store import Rows
 from equipoise.engines import find_engine
 from equipoise.errors import UsageError
 from equipoise.export.source import parse_source
-from equipoise.locking import check_locked
+from equipoise.locked import read_lock
+from equipoise.locking import LatencySettings, check_locked
 from equipoise.measure.interval import metric_interval, paired_drop
 from equipoise.parity.blame import Blame, BlameSettings, find_blame
 from equipoise.parity.compare import Comparison, OutputParity
@@ -62,7 +63,8 @@ class CheckRequest:
         repeat: How often each engine is made, and run each time, to see how far it is from itself.
         blame: Look for the guilty node; None does where an engine fails.
         repro: Directory to write a reproducer of the departure to.
-        locked: Lock to compare with.
+        locked: Lock to compare with; metric, samples and threads are those of it by default.
+        any_machine: Compare latencies though the lock is of another CPU.
         threads: Threads per operator; all usable cores when None.
         target: Whose runtime ONNX files are built with.
         cache: Directory of stage results; the user's cache when None.
@@ -84,6 +86,7 @@ class CheckRequest:
     blame: bool | None = None
     repro: Path | None = None
     locked: Path | None = None
+    any_machine: bool = False
     threads: int | None = None
     target: str = "cpu"
     cache: Path | None = None
@@ -102,10 +105,12 @@ def run_check(request: CheckRequest, *, observer: Observer | None = None) -> Che
     _check_request(request)
     if not request.data:
         return _golden(request, observer or Observer())
+    if request.locked is not None:
+        request = _as_locked(request, request.locked)
     pipeline = make_pipeline(_tune_config(request), observer=observer)
     with fs.scratch_directory() as folder:
         found = _Checks(pipeline, request, folder=folder, observer=observer).run()
-    locked = _locked(request, pipeline)
+    locked = _locked(request, pipeline, observer=observer)
     found = replace(found, locked=locked)
     return replace(found, verdict=verdict(found))
 
@@ -167,13 +172,29 @@ def _tune_config(request: CheckRequest) -> TuneConfig:
     )
 
 
-def _locked(request: CheckRequest, pipeline: Pipeline) -> tuple[Gate, ...]:
+def _as_locked(request: CheckRequest, lock: Path) -> CheckRequest:
+    """``request`` on the samples that were locked, judged by the same metric."""
+    compared = read_lock(lock).compared
+    return replace(
+        request,
+        metric=request.metric or (compared.metric if compared.labelled else ""),
+        samples=request.samples or compared.samples,
+        threads=request.threads or compared.threads,
+    )
+
+
+def _locked(
+    request: CheckRequest, pipeline: Pipeline, *, observer: Observer | None
+) -> tuple[Gate, ...]:
     if request.locked is None:
         return ()
+    settings = LatencySettings(any_machine=request.any_machine)
     return tuple(
         gate
         for path in request.engines
-        for gate in check_locked(request.locked, find_engine(path), pipeline)
+        for gate in check_locked(
+            request.locked, find_engine(path), pipeline, settings=settings, observer=observer
+        )
     )
 
 

@@ -47,7 +47,7 @@ PEERS: dict[str, set[str]] = {
     "assembly": {"pipeline", "recipe", "report"},
     "pack": {"assembly", "pipeline", "recipe", "search"},
     "packing": {"assembly", "pipeline", "tuning"},
-    "checking": {"checks", "engines", "locking", "pipeline", "report", "tuning"},
+    "checking": {"checks", "engines", "locked", "locking", "pipeline", "report", "tuning"},
     "checks": {"engines", "pipeline", "report"},
     "locked": {"report"},
     "locking": {"locked", "pipeline", "report"},

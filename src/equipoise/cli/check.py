@@ -82,6 +82,10 @@ def command(
     locked: Annotated[
         Path | None, typer.Option(help="Lock of accepted figures, as equipoise lock writes it.")
     ] = None,
+    any_machine: Annotated[
+        bool,
+        typer.Option("--any-machine", help="Compare latencies though the lock is of another CPU."),
+    ] = False,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     summary: Annotated[
         Path | None,
@@ -128,6 +132,7 @@ def command(
         blame=blame,
         repro=repro,
         locked=locked,
+        any_machine=any_machine,
         threads=threads,
         target=target,
         cache=cache_dir,
