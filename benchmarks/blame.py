@@ -17,11 +17,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import _faults
 import _processes
@@ -33,7 +31,7 @@ from equipoise import fs, onnxio
 from equipoise.data.store import Rows
 from equipoise.errors import EquipoiseError
 from equipoise.graph.fuse import FuseConfig, fuse
-from equipoise.parity.blame import BlameSettings, find_blame
+from equipoise.parity.blame import Blame, BlameSettings, find_blame
 from equipoise.parity.cut import CutGraph
 from equipoise.parity.cut_model import GIVEN, OUT, Cut, cut_model
 from equipoise.parity.pieces import ReferenceRun, fed, opened
@@ -66,7 +64,6 @@ class Planted:
         relative: Error of the named piece.
         allowed: What its arithmetic explains.
         departures: Pieces that depart.
-        seconds: Time to find it.
         by_name: What the plain comparison names, in the order of ``THRESHOLDS``; empty for none.
     """
 
@@ -82,7 +79,6 @@ class Planted:
     relative: float
     allowed: float
     departures: int
-    seconds: float
     by_name: tuple[str, ...]
 
     @property
@@ -102,7 +98,6 @@ class Honest:
         words: What was said of it.
         departures: Pieces that depart.
         pieces: Pieces that were compared.
-        seconds: Time.
         by_name: As in :class:`Planted`.
     """
 
@@ -112,7 +107,6 @@ class Honest:
     words: str
     departures: int
     pieces: int
-    seconds: float
     by_name: tuple[str, ...]
 
 
@@ -219,12 +213,10 @@ def inputs_of(case: Case) -> list[dict[str, Array]]:
     return list(itertools.islice(padded, SAMPLES))
 
 
-def found(case: Case, file: Path, feeds: Sequence[Feeds]) -> tuple[Any, float]:
-    """What is blamed, and how long that takes."""
-    start = time.perf_counter()
+def found(case: Case, file: Path, feeds: Sequence[Feeds]) -> Blame:
+    """What is blamed."""
     settings = BlameSettings(samples=SAMPLES)
-    blame = find_blame(case.model, file, feeds=feeds, settings=settings)
-    return blame, time.perf_counter() - start
+    return find_blame(case.model, file, feeds=feeds, settings=settings)
 
 
 def by_name(case: Case, file: Path, feeds: Feeds) -> tuple[str, ...]:
@@ -318,7 +310,7 @@ def planted(case: Case, folder: Path, *, seeds: int) -> Iterator[Planted]:
     for (fault, form), plant in faults_of(case, files).items():
         for seed in range(seeds):
             sown = _sow(plant, files[form], folder / "planted.onnx", seed=seed, feeds=feeds)
-            blame, seconds = found(case, folder / "planted.onnx", feeds)
+            blame = found(case, folder / "planted.onnx", feeds)
             first = blame.first
             yield Planted(
                 case=case.name,
@@ -333,7 +325,6 @@ def planted(case: Case, folder: Path, *, seeds: int) -> Iterator[Planted]:
                 relative=min(first.relative, HUGE) if first else 0.0,
                 allowed=first.allowed if first else 0.0,
                 departures=blame.departures,
-                seconds=seconds,
                 by_name=by_name(case, folder / "planted.onnx", feeds[0]),
             )
 
@@ -346,7 +337,7 @@ def honest(case: Case, folder: Path) -> Iterator[Honest]:
         if file.is_file():
             files[other] = file
     for form, file in files.items():
-        blame, seconds = found(case, file, feeds)
+        blame = found(case, file, feeds)
         yield Honest(
             case=case.name,
             form=form,
@@ -354,7 +345,6 @@ def honest(case: Case, folder: Path) -> Iterator[Honest]:
             words=blame.in_words(),
             departures=blame.departures,
             pieces=blame.pieces,
-            seconds=seconds,
             by_name=by_name(case, file, feeds[0]),
         )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from onnx import helper, numpy_helper
 from equipoise.parity.blame import Blame, BlameSettings, find_blame
 
 SUBJECTS = ("block", "pictures")
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "blame.py"
 
 
 def blamed(subject: Any, candidate: Any, folder: Path, **settings: Any) -> Blame:
@@ -216,3 +220,23 @@ def test_words_say_what_differs(block: Any, pictures: Any, tmp_path: Path) -> No
         FAULTS[name, fault](model)
         found = blamed(subject, model, tmp_path)
         assert words in found.in_words()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ["minilm", "lite0"])
+def test_real_models(name: str, tmp_path: Path) -> None:
+    """The benchmark at one place per fault: real weights, all six faults, no false alarm of ours."""
+    work = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "record.json")]
+    command = [sys.executable, str(BENCHMARK), "--cases", name, "--seeds", "1", *work]
+    child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1100)
+    assert child.returncode == 0, child.stderr
+    record = json.loads((tmp_path / "record.json").read_text())
+    six = {
+        one["fault"]: one["named"] == one["node"]
+        for one in record["planted"]
+        if one["fault"] != "changed weight" or one["form"] == "float"
+    }
+    assert len(six) == 6
+    assert all(six.values()), six
+    assert [one["named"] for one in record["honest"]] == [""] * len(record["honest"])

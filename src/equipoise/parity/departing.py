@@ -15,8 +15,8 @@ _FACTOR: Final = 4.0
 of their rounding makes in them (benchmarks/records/blame.json)."""
 
 _PEAK_FACTOR: Final = 16.0
-"""The largest of many differences of floats scatters more: up to 6 times in honest pieces. Many
-errors of one size add up to that of an integer: up to 1.6 times, so ``_FACTOR`` will do."""
+"""The largest difference of float32 is a few units in the last place, and scatters: up to 6 times
+in honest pieces. Of coarser arithmetic it is up to 1.6 times, so ``_FACTOR`` will do."""
 
 _SATURATED: Final = 0.05
 """Calibrators cut off what is rare, and that is more than rounding at a few values. It is a fault
@@ -82,7 +82,7 @@ def _judged(
     """Without its grids a piece is judged strictly, with them by whether much is cut off."""
     floor = NOISE.get(piece.arithmetic, NOISE["float32"])
     allowed = max(_FACTOR * max(error.explained, floor), least)
-    factor = _FACTOR if piece.arithmetic == "int8" else _PEAK_FACTOR
+    factor = _PEAK_FACTOR if piece.arithmetic == "float32" else _FACTOR
     peak: float | None = max(factor * max(error.explained_peak, floor), least)
     wrong = error.unrounded > allowed or error.unrounded_peak > (peak or 0.0)
     if piece.arithmetic == "integers":

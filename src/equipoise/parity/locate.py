@@ -141,13 +141,16 @@ def _right_before(scene: Scene, judged: Judged) -> bool:
         found, known = _run(scene, [*read, piece.value]) if read else ({}, {})
     except EquipoiseError:
         return False
-    for name in read:
-        meter = PieceMeter()
-        meter.add(known[piece.reference], found[name])
-        error = meter.result()
-        if not error.shape and error.relative <= judged.allowed:
-            return True
-    return False
+    return any(_still_right(judged, known[judged.piece.reference], found[name]) for name in read)
+
+
+def _still_right(judged: Judged, wanted: Array, given: Array) -> bool:
+    """Whether a value is as near to what the piece should give as the piece may be."""
+    meter = PieceMeter()
+    meter.add(wanted, given)
+    error, peak = meter.result(), judged.allowed_peak
+    near = error.relative <= judged.allowed and (peak is None or error.peak <= peak)
+    return near and not error.shape
 
 
 # Words.
