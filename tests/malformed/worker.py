@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import resource
+import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, SourceError
 from equipoise.spec import Array
 
 RUNS_CODE = {
@@ -191,11 +193,27 @@ def rows(path: Path) -> str:
     return digest({f"{i} {n}": a for i, row in enumerate(stored) for n, a in row.items()})
 
 
+def control(path: Path) -> str:
+    """Whatever the file says, to prove that each verdict can be reached."""
+    word = path.read_text()
+    if word == "die":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif word == "raise":
+        raise ValueError(word)
+    elif word == "open":
+        (path.parent.parent / "outside").read_text()
+    elif word == "run":
+        subprocess.run(["true"], check=True)
+    elif word in {"nameless", "refuse"}:
+        raise SourceError(f"{path.name if word == 'refuse' else 'it'} is bad")
+    return word
+
+
 SUBJECTS: dict[str, Callable[[Path], str]] = {
     f.__name__: f
     for f in (
         onnx_load, onnx_load_ir, onnx_specs, onnx_import, onnx_open, checkpoint, engine, openvino,
-        golden, npz, rows,
+        golden, npz, rows, control,
     )
 }  # fmt: skip
 
