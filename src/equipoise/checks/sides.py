@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+from equipoise import onnxio
 from equipoise.engines import find_engine
 from equipoise.errors import UsageError
 from equipoise.parity.precision import Precision, precision_of
@@ -112,6 +113,8 @@ def sides_of(
 
 def _sides(path: Path, so_far: Sequence[Side], *, settings: SideSettings) -> Iterator[Side]:
     engine = find_engine(path)
+    if path.suffix == ".onnx":
+        onnxio.file_specs(path)  # what is damaged or is no number is said before it runs
     given = Side(
         name=str(path),
         path=path,
