@@ -26,7 +26,7 @@ from equipoise.spec import Array
 from equipoise.stages import Observer, StageRunner
 
 _KEPT: Final = "the reference outputs in the bundle"
-_WHY: Final = "as the bundle states"
+_WHY: Final = "the bundle: golden tolerance"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,7 +119,7 @@ def _gates(checked: CheckedSide, record: CheckRecord) -> Iterator[Gate]:
             group=checked.side.name,
             passed=finding.passed,
             measured=finding.measured,
-            allowed=finding.allowed,
+            allowed=finding.limit,
             advice="" if finding.passed else advice,
         )
     metric = checked.metric
@@ -218,7 +218,7 @@ def _metric_words(metric: MetricCheck | None) -> str:
 
 def _failed(checked: CheckedSide, record: CheckRecord) -> str:
     reasons = [
-        f"{f.measure} of {f.output} is {f.measured}, allowed {f.allowed}"
+        f"{f.measure} of {f.output} is {f.measured}, allowed {f.limit}"
         for f in checked.findings
         if not f.passed
     ]

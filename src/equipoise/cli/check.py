@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from equipoise.checking import CheckRequest
     from equipoise.checks.verdict import CheckedSide, CheckRecord
     from equipoise.parity.compare import OutputParity
+    from equipoise.parity.limits import Finding
     from equipoise.parity.precision import Precision
 
 _PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
@@ -204,6 +205,10 @@ def _print(found: CheckRecord) -> None:
     )
     rows = [row for checked in found.sides for row in _rows(checked)]
     console.out().print(console.table(titles, rows))
+    reasons = dict.fromkeys(f.why for checked in found.sides for f in checked.findings if f.why)
+    if found.floor_by:
+        console.print_lines(f"noise floor by {found.floor_by}")
+    console.print_lines(*(f"allowed for {why}" for why in reasons))
     for checked in found.sides:
         console.print_lines(*_notes(checked))
     if found.reproducer:
@@ -231,10 +236,14 @@ def _cells(parity: OutputParity) -> tuple[str, ...]:
 
 def _verdict(checked: CheckedSide, parity: OutputParity) -> str:
     found = [f for f in checked.findings if f.output == parity.name]
-    failed = [f for f in found if not f.passed]
-    if failed:
-        return f"FAILED: {failed[0].measure} {failed[0].allowed}"
-    return "; ".join(f"{f.measure} {f.allowed}" for f in found) or "–"
+    words = "; ".join(_limit(finding) for finding in found if not finding.passed)
+    return f"FAILED: {words}" if words else "; ".join(map(_limit, found)) or "–"
+
+
+def _limit(finding: Finding) -> str:
+    if finding.measure == "largest difference":
+        return finding.allowed
+    return f"{finding.measure} {finding.allowed}"
 
 
 def _notes(checked: CheckedSide) -> Iterator[str]:

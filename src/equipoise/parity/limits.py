@@ -60,6 +60,7 @@ class Finding:
         measured: What was found, in words.
         allowed: The limit, in words.
         passed: Whether the limit is kept.
+        why: Where the limit comes from, in words; empty for one of the user's.
     """
 
     output: str
@@ -67,6 +68,12 @@ class Finding:
     measured: str
     allowed: str
     passed: bool
+    why: str = ""
+
+    @property
+    def limit(self) -> str:
+        """The limit and where it comes from."""
+        return f"{self.allowed} ({self.why})" if self.why else self.allowed
 
 
 def judge(parity: OutputParity, limits: Limits, *, allowed: Allowed) -> tuple[Finding, ...]:
@@ -83,8 +90,7 @@ def judge(parity: OutputParity, limits: Limits, *, allowed: Allowed) -> tuple[Fi
 
 
 def _by_floor(parity: OutputParity, allowed: Allowed) -> Finding:
-    words = f"at most {allowed.atol:.3g}, {allowed.why}"
-    quiet = False
+    words, quiet = f"at most {allowed.atol:.3g}", False
     if allowed.sqnr_db is not None:
         words += f", or {allowed.sqnr_db:g} dB"
         quiet = parity.sqnr_db is None or parity.sqnr_db >= allowed.sqnr_db
@@ -94,6 +100,7 @@ def _by_floor(parity: OutputParity, allowed: Allowed) -> Finding:
         measured=f"{parity.max_abs:.3g} ({_decibels(parity)})",
         allowed=words,
         passed=parity.max_abs <= allowed.atol or quiet,
+        why=allowed.why,
     )
 
 
