@@ -11,8 +11,9 @@ import errno
 import hashlib
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -20,6 +21,10 @@ from equipoise import record
 from equipoise.errors import EquipoiseError, InputError, OutputError
 
 _CHUNK_BYTES: Final = 1 << 20
+_F_SETSIG: Final = 10
+"""Of Linux's fcntl.h."""
+_EVERY_SEAL: Final = 0b1111
+"""F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE of Linux's fcntl.h."""
 _NO_SPACE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -196,6 +201,65 @@ def scratch_directory() -> Iterator[Path]:
     """A directory for a library that wants to write files nobody keeps."""
     with tempfile.TemporaryDirectory(prefix="equipoise-") as name:
         yield Path(name)
+
+
+@contextlib.contextmanager
+def lease(descriptor: int) -> Iterator[Callable[[], bool] | None]:
+    """Keep a file from being written by anyone during the block, where the system can: Linux.
+
+    It cannot where the file belongs to another user, is open for writing, or is on a network.
+    Whoever opens it for writing meanwhile waits for the end of the block.
+
+    Yields:
+        Whether it is so still; None where it cannot be had.
+    """
+    try:
+        import fcntl
+
+        # The usual signal to who holds a lease ends the process; this one nobody minds.
+        fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except (ImportError, AttributeError, OSError):
+        yield None
+        return
+    try:
+        yield lambda: fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+    finally:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+def path_of(descriptor: int) -> Path | None:
+    """A path that opens the same file again, whatever its name is now; None where there is none."""
+    path = Path(f"/proc/self/fd/{descriptor}")
+    return path if path.exists() else None
+
+
+def has_memory_files() -> bool:
+    """Whether this system has files in memory that can be sealed and opened by a path: Linux."""
+    return hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir()
+
+
+@contextlib.contextmanager
+def memory_file(chunks: Iterable[bytes]) -> Iterator[Path]:
+    """A file in memory that nobody can change any more, for a library that opens paths.
+
+    It is gone at the end of the block; what has opened it keeps it.
+
+    Raises:
+        OutputError: There is no memory for it.
+    """
+    import fcntl
+
+    descriptor = os.memfd_create("equipoise", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    path = Path(f"/proc/self/fd/{descriptor}")
+    try:
+        with _output_errors(path), os.fdopen(descriptor, "wb", buffering=0, closefd=False) as file:
+            for chunk in chunks:
+                file.write(chunk)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _EVERY_SEAL)
+        yield path
+    finally:
+        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

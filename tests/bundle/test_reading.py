@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
 import stat
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,74 @@ def test_a_changed_file_is_named(directory: Path, name: str) -> None:
             assert caught.value.hint
         opened.verify(but=[name])
         assert opened.read(name, check=False).endswith(b"!")
+
+
+LARGE = bytes(range(256)) * 8192
+
+
+@pytest.fixture(params=FORMS)
+def large(request: pytest.FixtureRequest, tmp_path: Path, linear_onnx: Path) -> Path:
+    """A bundle with a file that is large enough to be given out as a path."""
+    return make_bundle(tmp_path / request.param, linear_onnx, documents={"large.bin": LARGE})
+
+
+@contextlib.contextmanager
+def _no_lease(_descriptor: int) -> Iterator[None]:
+    yield None
+
+
+@pytest.mark.parametrize("lacks", ["nothing", "leases", "memory files", "both"])
+def test_content_for_a_library_is_what_was_hashed(
+    large: Path, lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path to it, or the bytes themselves, by what the system has; a small file is bytes."""
+    if lacks in {"leases", "both"}:
+        monkeypatch.setattr(fs, "lease", _no_lease)
+    if lacks in {"memory files", "both"}:
+        monkeypatch.setattr(fs, "has_memory_files", lambda: False)
+    with open_bundle(large) as opened:
+        for check in (True, False):
+            with opened.content("large.bin", check=check) as content:
+                given = content if isinstance(content, bytes) else content.read_bytes()
+            assert given == LARGE
+            assert isinstance(content, bytes) or not content.exists()
+        with opened.content(FILE) as content:
+            assert isinstance(content, bytes)
+    data = bytearray((large / "large.bin").read_bytes() if large.is_dir() else large.read_bytes())
+    data[len(data) // 2] ^= 1
+    (large / "large.bin" if large.is_dir() else large).write_bytes(data)
+    with (
+        open_bundle(large) as opened,
+        pytest.raises(IntegrityError, match=r"large\.bin is not what its"),
+        opened.content("large.bin"),
+    ):
+        pytest.fail("content was given out that is not what its hash says")
+
+
+def test_nobody_writes_a_file_that_a_library_reads(large: Path) -> None:
+    """A writer waits; a sealed copy takes no byte."""
+    done = threading.Event()
+
+    def write() -> None:
+        with (large / "large.bin").open("r+b") as file:
+            file.write(b"evil")
+        done.set()
+
+    with open_bundle(large) as opened, contextlib.ExitStack() as stack:
+        content = stack.enter_context(opened.content("large.bin"))
+        assert isinstance(content, Path)
+        if large.is_dir():
+            writer = threading.Thread(target=write)
+            writer.start()
+            assert not done.wait(0.2)
+            assert content.read_bytes() == LARGE
+            with pytest.raises(IntegrityError, match=r"large\.bin changed while it was read"):
+                stack.close()
+            assert done.wait(10)
+        else:
+            with pytest.raises(OSError), content.open("r+b") as file:  # noqa: PT011
+                file.write(b"evil")
+            assert content.read_bytes() == LARGE
 
 
 def _socket(path: Path) -> None:

@@ -9,11 +9,13 @@ them, and the end record is the last 22 bytes. Layout of the records: PKWARE APP
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -165,6 +167,10 @@ class ArchiveFiles(BundleFiles):
         data = pread_exactly(self._file, start=entry.start, size=entry.size)
         self._check_content(entry, crc=zlib.crc32(data), missing=entry.size - len(data))
         return data
+
+    def still(self, name: str) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Nothing: a part of an archive has no path of its own."""
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         """Let go of the archive."""

@@ -6,12 +6,14 @@ used. Nothing that is not a plain file of its own is opened: no link, pipe, sock
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import stat
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -45,6 +47,14 @@ class BundleFiles(Protocol):
     @abstractmethod
     def read(self, name: str) -> bytes:
         """All bytes of a file. Raises as :meth:`chunks`, and ResourceError without memory."""
+
+    @abstractmethod
+    def still(self, name: str) -> AbstractContextManager[Path | None]:
+        """A path to a file that nobody can change during the block; None where there is none.
+
+        Raises:
+            IntegrityError: Somebody did, in spite of that; at the end of the block.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -145,6 +155,19 @@ class DirectoryFiles(BundleFiles):
         finally:
             os.close(descriptor)
         return data
+
+    @contextlib.contextmanager
+    def still(self, name: str) -> Iterator[Path | None]:
+        """A path to a file that nobody can change during the block."""
+        descriptor = self._open(name)
+        try:
+            with fs.lease(descriptor) as holds:
+                path = fs.path_of(descriptor) if holds is not None else None
+                yield path
+                if path is not None and holds is not None and not holds():
+                    raise IntegrityError(f"{self.where}: {name} changed while it was read")
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
         """Let go of the directory."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
+from equipoise import fs
 from equipoise.bundle.archive import ArchiveFiles
 from equipoise.bundle.files import BundleFiles, DirectoryFiles, sha256_of
 from equipoise.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE, Manifest
@@ -15,6 +18,7 @@ from equipoise.bundle.parsing import MOST_MANIFEST_BYTES, parse_manifest
 from equipoise.errors import IntegrityError
 
 _MOST_SIGNATURE_BYTES: Final = 1 << 20
+_LARGE_BYTES: Final = 1 << 20
 _HINT: Final = "Copy the bundle again; do not run it."
 _WHAT: Final = "Give a bundle: the directory or .zip that equipoise tune or equipoise pack wrote."
 
@@ -120,6 +124,45 @@ class Bundle:
             self._compare(name, hashlib.sha256(data).hexdigest())
         return data
 
+    @contextlib.contextmanager
+    def content(self, name: str, *, check: bool = True) -> Iterator[bytes | Path]:
+        """The content of a large file for a library: verified, and out of anyone's reach.
+
+        A path, because libraries read a file with fewer copies than bytes; it is good during the
+        block. It is that of the file itself where nobody can write it meanwhile, and of a sealed
+        copy in memory elsewhere. The bytes themselves where a system has neither.
+
+        Args:
+            name: One of the manifest's files.
+            check: Compare with the hash, which is computed while the bytes are copied.
+
+        Raises:
+            IntegrityError: It is not what its hash says; nothing has been given out then.
+        """
+        if self.manifest.files[name].size_bytes < _LARGE_BYTES:
+            yield self.read(name, check=check)
+            return
+        with self._files.still(name) as path:
+            if path is not None:
+                if check:
+                    self._compare(name, sha256_of(self._files, name))
+                yield path
+                return
+        with self._copied(name, check=check) as copy:
+            yield copy
+
+    @contextlib.contextmanager
+    def _copied(self, name: str, *, check: bool) -> Iterator[bytes | Path]:
+        if not fs.has_memory_files():
+            yield self.read(name, check=check)
+            return
+        digest = hashlib.sha256()
+        chunks = self._files.chunks(name)
+        with fs.memory_file(_hashed(chunks, digest) if check else chunks) as path:
+            if check:
+                self._compare(name, digest.hexdigest())
+            yield path
+
     def verify(self, *, but: Collection[str] = ()) -> None:
         """Check the hash of every file.
 
@@ -150,6 +193,19 @@ class Bundle:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _hashed(chunks: Iterator[bytes], digest: Any) -> Iterator[bytes]:
+    """The same pieces, hashed in a thread while whoever takes them does something with them."""
+    with ThreadPoolExecutor(1) as pool:
+        hashing: Future[None] | None = None
+        for chunk in chunks:
+            if hashing is not None:
+                hashing.result()
+            hashing = pool.submit(digest.update, chunk)
+            yield chunk
+        if hashing is not None:
+            hashing.result()
 
 
 def open_bundle(path: str | Path) -> Bundle:

@@ -186,5 +186,8 @@ class SessionOpener(Protocol):
 class BytesOpener(Protocol):
     """What opens an engine of one file from its content, for runtimes that need no file."""
 
-    def __call__(self, data: bytes, *, settings: SessionSettings, where: Path) -> Session:
-        """Open the engine ``data``, which came from ``where``. Raises as :class:`SessionOpener`."""
+    def __call__(self, data: bytes | Path, *, settings: SessionSettings, where: Path) -> Session:
+        """Open the engine ``data``, which came from ``where``. Raises as :class:`SessionOpener`.
+
+        A path is that of a copy, which goes away once the engine is open.
+        """

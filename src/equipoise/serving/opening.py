@@ -178,8 +178,8 @@ def _session(
     )
     opener = bytes_opener(engine.runtime) if len(engine.files) == 1 else None
     if opener is not None:
-        data = bundle.read(engine.file, check=settings.check)
-        return opener(data, settings=own, where=Path(bundle.where) / engine.file)
+        with bundle.content(engine.file, check=settings.check) as content:
+            return opener(content, settings=own, where=Path(bundle.where) / engine.file)
     folder = stack.enter_context(fs.scratch_directory())
     unpack(bundle, engine, folder=folder, check=settings.check)
     return session_opener(engine.runtime)(folder / engine.file, settings=own)

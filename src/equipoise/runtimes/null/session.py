@@ -47,9 +47,15 @@ def open_session(engine: Path, *, settings: SessionSettings) -> NullSession:  # 
     return _opened(fs.read_text(engine, error=SourceError), where=engine)
 
 
-def open_bytes(data: bytes, *, settings: SessionSettings, where: Path) -> NullSession:  # noqa: ARG001
+def open_bytes(
+    data: bytes | Path,
+    *,
+    settings: SessionSettings,  # noqa: ARG001
+    where: Path,
+) -> NullSession:
     """Open an engine from its content. Raises as :func:`open_session`."""
-    return _opened(data.decode("utf-8", "replace"), where=where)
+    content = data if isinstance(data, bytes) else data.read_bytes()
+    return _opened(content.decode("utf-8", "replace"), where=where)
 
 
 def _opened(text: str, *, where: Path) -> NullSession:

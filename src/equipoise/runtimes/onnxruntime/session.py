@@ -58,7 +58,7 @@ def open_inference_session(
     *,
     options: Any,
     providers: tuple[str, ...] = (),
-    data: bytes | None = None,
+    data: bytes | Path | None = None,
 ) -> Any:
     """An ``onnxruntime.InferenceSession`` on ``providers`` and no others.
 
@@ -66,7 +66,7 @@ def open_inference_session(
         engine: ONNX file.
         options: ``onnxruntime.SessionOptions``; providers are put into it.
         providers: As in :class:`~equipoise.runtimes.protocol.SessionSettings`.
-        data: The content of the file, which is not opened then.
+        data: The content of the file, or a copy of it; the file is not opened then.
 
     Raises:
         SourceError: There is no such file, or ONNX Runtime refuses it.
@@ -75,23 +75,24 @@ def open_inference_session(
     """
     ort = _onnxruntime()
     if data is not None:
-        # A model from memory may name weights in files, which would be looked for in the directory
-        # that the process happens to be in.
+        # A model from memory may name weights in files, which would be looked for where its copy
+        # is, or in the directory that the process happens to be in.
         options.add_session_config_entry(_WEIGHTS_FOLDER, os.devnull)
     elif not engine.is_file():
         raise SourceError(f"no such engine file: {engine}")
     wanted = wanted_providers(providers)
     named = place(wanted, options=options)
-    source = str(engine) if data is None else data
+    source = data if isinstance(data, bytes) else str(data or engine)
     try:
         # Its fallback would change providers with no more than a line printed.
         session = ort.InferenceSession(source, options, providers=named, enable_fallback=0)
     except Exception as error:  # onnxruntime has a class per status code and no common base
+        said = first_line(error).replace(str(data), str(engine))
         raise refused(error, wanted, engine=engine) or SourceError(
-            f"ONNX Runtime {ort.__version__} cannot load {engine}: {first_line(error)}"
+            f"ONNX Runtime {ort.__version__} cannot load {engine}: {said}"
         ) from error
     check_placed(session, wanted, engine=engine)
-    if data is not None and hasattr(session, "_model_bytes"):
+    if isinstance(data, bytes) and hasattr(session, "_model_bytes"):
         # It is kept for the fallback that is turned off, and would be the model a second time.
         session._model_bytes = None  # noqa: SLF001
     return session
@@ -103,13 +104,13 @@ class OnnxRuntimeSession(BaseSession):
     Args:
         engine: ONNX file.
         settings: How it runs.
-        data: The content of the file, which is not opened then.
+        data: The content of the file, or a copy of it; the file is not opened then.
     """
 
     concurrent = True
 
     def __init__(
-        self, engine: Path, *, settings: SessionSettings, data: bytes | None = None
+        self, engine: Path, *, settings: SessionSettings, data: bytes | Path | None = None
     ) -> None:
         self._session = open_inference_session(
             engine, options=session_options(settings), providers=settings.providers, data=data
@@ -200,8 +201,8 @@ def open_session(engine: Path, *, settings: SessionSettings) -> OnnxRuntimeSessi
     return OnnxRuntimeSession(engine, settings=settings)
 
 
-def open_bytes(data: bytes, *, settings: SessionSettings, where: Path) -> OnnxRuntimeSession:
-    """Open a model of one file from its content; see :func:`open_session`.
+def open_bytes(data: bytes | Path, *, settings: SessionSettings, where: Path) -> OnnxRuntimeSession:
+    """Open a model of one file from its content or a copy; see :func:`open_session`.
 
     Raises:
         SourceError: It is no ONNX model that the runtime can load, or has weights in other files.
