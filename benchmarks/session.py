@@ -1,13 +1,13 @@
 """What a session costs over ONNX Runtime itself, and whether it holds out.
 
-    python benchmarks/session.py --model MINILM.onnx --output RECORD.json [--calls 20000]
-        [--loads 40] [--requests 270000] [--opens 2000]
+    python benchmarks/session.py --output RECORD.json [--calls 20000] [--requests 270000]
+        [--opens 2000]
 
-Four figures. A run over ``onnxruntime.InferenceSession.run`` on a model of three layers, in turn,
-call by call. ``equipoise.load`` of a bundle with its hash check over a session of ONNX Runtime
-alone, in turn, on the model that is named. Requests of eight threads on one session: wrong answers,
-and growth of memory. Opening and closing: growth of memory. One thread per operator. Linux only:
-memory is read from ``/proc``. Times mean nothing while something else computes.
+Four figures, on a model of three layers. A run over ``onnxruntime.InferenceSession.run``, in turn,
+call by call; and a run of a bundle over that. Requests of eight threads on one session: wrong
+answers, and growth of memory. Opening and closing: growth of memory. One thread per operator. Linux
+only: memory is read from ``/proc``. Times mean nothing while something else computes. What loading
+costs is in ``load.py``.
 """
 
 from __future__ import annotations
@@ -17,52 +17,27 @@ import gc
 import itertools
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from _pairs import SETTINGS, Ratio, bundle_of, compare, raw_session
 
 import equipoise
 from equipoise import fs
-from equipoise.bundle.golden import GOLDEN_FILE, Golden, golden_bytes
-from equipoise.bundle.manifest import Engine, Manifest
-from equipoise.bundle.writer import write_bundle
-from equipoise.measure.interval import Interval, median_interval
-from equipoise.runtimes.onnxruntime.session import open_session, session_options
+from equipoise.runtimes.onnxruntime.session import open_session
 from equipoise.runtimes.protocol import SessionSettings
-from equipoise.spec import Array, ones
+from equipoise.spec import Array
 from equipoise.stages import versions_of
 from equipoise.targets.machine import Machine, detect_machine
 
 VERSIONS = ("equipoise", "numpy", "onnxruntime")
 THREADS = 8
 SIZES = (32, 64, 64, 10)
-SETTINGS = SessionSettings()
 WARM_SHARE = 0.1
 """Share of requests and opens before memory counts: pools fill up at first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ratio:
-    """Ours over ONNX Runtime's, in turn.
-
-    Attributes:
-        rounds: Pairs of measurements.
-        ours_us: Median of ours, in microseconds.
-        theirs_us: Median of ONNX Runtime's.
-        ratio: Median of ours over median of theirs.
-        of_pairs: Median of the ratios of each pair, with its confidence interval.
-    """
-
-    rounds: int
-    ours_us: float
-    theirs_us: float
-    ratio: float
-    of_pairs: Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +67,13 @@ class Opens:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """All figures, and where they were measured; ``load`` is of the model that was named."""
+    """All figures, and where they were measured; ``bundle`` is over a session of ours."""
 
     machine: Machine
     versions: dict[str, str]
-    model_bytes: int
     run: Ratio
     run_into_buffers: Ratio
-    load: Ratio
-    load_unchecked: Ratio
+    bundle: Ratio
     requests: Requests
     opens: Opens
 
@@ -130,34 +103,6 @@ def three_layers(path: Path) -> Path:
     return path
 
 
-def raw_session(model: Path, *, spin: bool = False) -> Any:
-    """A session of ONNX Runtime with the options of ours."""
-    import onnxruntime
-
-    options = session_options(SessionSettings(spin=spin))
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def compare(ours: Callable[[], object], theirs: Callable[[], object], *, rounds: int) -> Ratio:
-    """Time both in turn, the first of each pair changing."""
-    times: dict[Callable[[], object], list[int]] = {ours: [], theirs: []}
-    for number in range(-max(1, rounds // 20), rounds):
-        for call in (ours, theirs) if number % 2 else (theirs, ours):
-            start = time.perf_counter_ns()
-            call()
-            taken = time.perf_counter_ns() - start
-            if number >= 0:
-                times[call].append(taken)
-    mine, other = (np.array(times[call]) / 1e3 for call in (ours, theirs))
-    return Ratio(
-        rounds=rounds,
-        ours_us=float(np.median(mine)),
-        theirs_us=float(np.median(other)),
-        ratio=float(np.median(mine) / np.median(other)),
-        of_pairs=median_interval(mine / other),
-    )
-
-
 def runs(model: Path, *, calls: int) -> tuple[Ratio, Ratio]:
     """A run, and a run into buffers of the caller beside a run and a copy."""
     raw, feeds = raw_session(model), {"x": np.ones((1, SIZES[0]), np.float32)}
@@ -172,40 +117,15 @@ def runs(model: Path, *, calls: int) -> tuple[Ratio, Ratio]:
     return plain, into
 
 
-def bundle_of(model: Path, directory: Path) -> Path:
-    """A bundle of ``model`` with one golden vector of ones."""
-    with open_session(model, settings=SETTINGS) as session:
-        feeds = ones(session.inputs)
-        outputs, specs = session.run(feeds), (session.inputs, session.outputs)
-    manifest = Manifest(
-        name=model.name,
-        target="cpu",
-        engine=Engine(
-            file="engine.onnx", runtime="onnxruntime", threads=1, size_bytes=model.stat().st_size
-        ),
-        inputs=specs[0],
-        outputs=specs[1],
-        files={},
-        golden_tolerance=dict.fromkeys(outputs, 1e-3),
-        versions={},
-    )
-    golden = golden_bytes([Golden(inputs=feeds, outputs=outputs, reference=outputs)])
-    copies, documents = {"engine.onnx": model}, {GOLDEN_FILE: golden}
-    write_bundle(directory, manifest, copies=copies, documents=documents)
-    return directory
-
-
-def loads(model: Path, folder: Path, *, rounds: int) -> tuple[Ratio, Ratio]:
-    """``equipoise.load`` with its hash check and without, over a session alone."""
-    bundle = bundle_of(model, folder / "bundle")
-    engine = bundle / "engine.onnx"
-
-    def raw() -> None:
-        raw_session(engine, spin=True)
-
-    checked = compare(lambda: equipoise.load(bundle).close(), raw, rounds=rounds)
-    plain = compare(lambda: equipoise.load(bundle, check=False).close(), raw, rounds=rounds)
-    return checked, plain
+def bundled(model: Path, folder: Path, *, calls: int) -> Ratio:
+    """A run of a bundle, counted and hot swappable, over that of a session alone."""
+    feeds = {"x": np.ones((1, SIZES[0]), np.float32)}
+    settings = SessionSettings(spin=True)
+    with (
+        equipoise.load(bundle_of(model, folder / "bundle")) as ours,
+        open_session(model, settings=settings) as bare,
+    ):
+        return compare(lambda: ours.run(feeds), lambda: bare.run(feeds), rounds=calls)
 
 
 def resident_bytes() -> int:
@@ -271,15 +191,13 @@ def measure(options: argparse.Namespace, folder: Path) -> Record:
     # First, while nothing that was freed before hides what grows.
     asked, opened = requests(small, count=options.requests), opens(small, count=options.opens)
     plain, into = runs(small, calls=options.calls)
-    checked, unchecked = loads(options.model, folder, rounds=options.loads)
+    counted = bundled(small, folder, calls=options.calls)
     return Record(
         machine=detect_machine(),
         versions=versions_of(VERSIONS),
-        model_bytes=options.model.stat().st_size,
         run=plain,
         run_into_buffers=into,
-        load=checked,
-        load_unchecked=unchecked,
+        bundle=counted,
         requests=asked,
         opens=opened,
     )
@@ -288,10 +206,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Record:
 def main() -> int:
     """Measure, write the record, and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--calls", type=int, default=20_000)
-    parser.add_argument("--loads", type=int, default=40)
     parser.add_argument("--requests", type=int, default=270_000)
     parser.add_argument("--opens", type=int, default=2_000)
     options = parser.parse_args()
