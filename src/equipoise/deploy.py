@@ -118,9 +118,10 @@ class BundleSession(Closing):
     ) -> list[dict[str, Array]]:
         """Run samples, those of equal shapes together where that was shown to give the same.
 
-        Samples are run one by one where the model has no dynamic batch dimension, and where the
-        bundle does not say of its engine that batches give what samples give alone: an engine that
-        takes its ranges from what it is given, as dynamic quantisation does, gives something else.
+        All of them by one bundle, even if another takes its place meanwhile. They are run one by
+        one where the model has no dynamic batch dimension, and where the bundle does not say of its
+        engine that batches give what samples give alone: one that takes its ranges from what it is
+        given, as dynamic quantisation does, gives something else.
 
         Args:
             feeds: Named arrays of each sample, batch dimension first.
@@ -136,9 +137,25 @@ class BundleSession(Closing):
             raise UsageError(f"most is {most}; it has to be at least 1")
         running = self._open()
         session = running.session
+
+        def run(sample: Feeds) -> dict[str, Array]:
+            return self._counted(running, sample)
+
         if not (running.engine.batching and batch_dimension(session.inputs, session.outputs)):
-            return [self.run(sample) for sample in feeds]
-        return run_together(feeds, inputs=session.inputs, run=self.run, most=most)
+            return [run(sample) for sample in feeds]
+        return run_together(feeds, inputs=session.inputs, run=run, most=most)
+
+    def _counted(self, running: Running, feeds: Feeds) -> dict[str, Array]:
+        """As :meth:`run`, by a bundle that is held."""
+        begin = _clock()
+        try:
+            found = running.run(feeds)
+        except Exception:
+            self._recorder.number()
+            self._recorder.failed()
+            raise
+        self._recorder.took(_clock() - begin)
+        return found
 
     async def run_async(
         self, feeds: Feeds, *, out: Mapping[str, Array] | None = None

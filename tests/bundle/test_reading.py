@@ -7,8 +7,10 @@ import os
 import shutil
 import socket
 import stat
+import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -469,6 +471,26 @@ def test_records_of_an_archive_are_those_of_the_standard_library(tmp_path: Path)
         assert found.date_time == (1980, 1, 1, 0, 0, 0)
         assert stat.S_ISREG(found.external_attr >> 16)
         assert archive.read(found) == b"a"
+
+
+def test_another_writer_writes_the_same_archive(tmp_path: Path, linear_onnx: Path) -> None:
+    """One made from the tables of docs/bundle-format.md alone."""
+    made = make_bundle(tmp_path / "a.zip", linear_onnx, documents={"é.txt": b"kept"})
+    with zipfile.ZipFile(made) as archive:
+        files = {info.filename: archive.read(info) for info in archive.infolist()}
+    body, central = b"", b""
+    for name in ["manifest.json", *sorted(files.keys() - {"manifest.json"})]:
+        data, raw = files[name], name.encode()
+        shared = struct.pack(
+            "<HHHHHLLLH", 20, 0 if name.isascii() else 2048, 0, 0, 33, zlib.crc32(data), len(data),
+            len(data), len(raw),
+        )  # fmt: skip
+        central += b"PK\x01\x02" + struct.pack("<H", 788) + shared
+        central += struct.pack("<HHHHLL", 0, 0, 0, 0, 0x81A40000, len(body)) + raw
+        body += b"PK\x03\x04" + shared + struct.pack("<H", 0) + raw + data
+    counts = (0, 0, len(files), len(files), len(central), len(body), 0)
+    written = body + central + b"PK\x05\x06" + struct.pack("<HHHHLLH", *counts)
+    assert written == made.read_bytes()
 
 
 def test_files_are_closed(bundle: Path) -> None:

@@ -21,8 +21,6 @@ from equipoise.vouching import check_files, check_format, files_below
 
 ENGINE_MANIFEST: Final = "engine.json"
 FORMAT: Final = 1
-_BUNDLE_MANIFEST: Final = "manifest.json"
-"""In a bundle, that file vouches for what lies beside the engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +104,8 @@ def read_engine_manifest(directory: Path) -> EngineManifest:
     """Read the manifest of an engine, and check that every file is what its hash says.
 
     Raises:
-        IntegrityError: There is none, it is not as it was written, or a file is missing, extra (but
-            in a bundle), a link, or different.
+        IntegrityError: There is none, it is not as it was written, or a file is missing, extra, a
+            link, or different.
         IncompatibleError: It is of a later format.
     """
     path = directory / ENGINE_MANIFEST
@@ -152,8 +150,6 @@ def _check_itself(text: str, path: Path) -> None:
 
 def _check_files(directory: Path, manifest: EngineManifest) -> None:
     present = files_below(directory) - {ENGINE_MANIFEST}
-    if _BUNDLE_MANIFEST in present:
-        present &= set(manifest.files)
     hint = "Build the engine again; do not run it."
     check_files(directory, manifest.files, present=present, hint=hint)
     if manifest.engine.file not in manifest.files:
