@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from equipoise import fs
-from equipoise.bundle.manifest import Calibration, Manifest, Needs
 from equipoise.assembly.parts import Part, cpu_flags_for, engine_files, run_part
 from equipoise.assembly.writing import About, exported_parity, write_parts
+from equipoise.bundle.manifest import Calibration, Manifest, Needs
 from equipoise.parity.precision import precision_of
 from equipoise.parity.record import ParityRecord
 from equipoise.pipeline import Pipeline

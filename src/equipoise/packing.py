@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from equipoise import fs, onnxio
+from equipoise.assembly.parts import Part, Ran, Specs, cpu_flags_for, engine_files, run_part
+from equipoise.assembly.writing import About, exported_parity, write_parts
 from equipoise.bundle.manifest import Licences, Manifest, Needs
 from equipoise.bundle.writer import check_replaceable, is_archive_name
 from equipoise.data.store import Rows
 from equipoise.errors import InputError, UsageError
-from equipoise.assembly.parts import Part, Ran, Specs, cpu_flags_for, engine_files, run_part
-from equipoise.assembly.writing import About, exported_parity, write_parts
 from equipoise.parity.compare import Comparison
 from equipoise.parity.precision import precision_of
 from equipoise.parity.record import ParityRecord

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from equipoise import record
+from equipoise.assembly.parts import GOLDEN_SAMPLES, Ran, Specs
 from equipoise.bundle.golden import GOLDEN_FILE, Golden, golden_bytes
 from equipoise.bundle.manifest import ENGINES, Calibration, Licences, Manifest
 from equipoise.bundle.sbom import SBOM_FILE, sbom
 from equipoise.bundle.writer import write_bundle
 from equipoise.data.store import Rows
 from equipoise.errors import InputError
-from equipoise.assembly.parts import GOLDEN_SAMPLES, Ran, Specs
 from equipoise.parity.record import ParityRecord
 from equipoise.pipeline import Pipeline
 from equipoise.report.card import CARD_FILE, model_card
