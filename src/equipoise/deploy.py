@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 from equipoise.bundle.golden import GOLDEN_FILE, Golden, parse_golden
 from equipoise.bundle.manifest import Engine, Manifest
 from equipoise.bundle.signature import check_serial
-from equipoise.data.images import apply
+from equipoise.data.images import prepared, takes_picture
 from equipoise.errors import IncompatibleError, InputError, ParityError, UsageError
 from equipoise.runtimes.base import Closing
 from equipoise.serving.batching import batch_dimension, run_together
@@ -187,14 +187,14 @@ class BundleSession(Closing):
         """
         running = self._open()
         preprocessing, inputs = running.bundle.manifest.preprocessing, running.session.inputs
-        if preprocessing is None or len(inputs) != 1:
+        if len(inputs) != 1 or not takes_picture(inputs[0], preprocessing):
             raise InputError(
                 f"the bundle {running.bundle.where} does not say how a picture becomes its inputs:"
                 f" {'; '.join(map(str, inputs))}",
                 hint="Prepare the arrays as for the PyTorch model, and give them to run.",
             )
         spec = inputs[0]
-        return {spec.name: apply(image, preprocessing).astype(spec.dtype, copy=False)}
+        return {spec.name: prepared(image, spec, preprocessing=preprocessing)}
 
     def read(self, name: str) -> bytes:
         """The bytes of a document of the bundle, which are what its hash says.
@@ -291,6 +291,7 @@ def load(  # noqa: PLR0913  every one is a setting of a device
     threads: int | None = None,
     engine: str = "",
     trust: Keys = (),
+    revoked: Sequence[str] = (),
     serials: str | Path | None = None,
     check: bool = True,
 ) -> BundleSession:
@@ -302,6 +303,7 @@ def load(  # noqa: PLR0913  every one is a setting of a device
         engine: Name of the engine to open, instead of the first that fits.
         trust: Public keys, each a path or the bytes of a PEM file. One of them has to have signed
             the bundle; without any, signatures are not looked at.
+        revoked: Fingerprints of keys that are no longer trusted, whatever ``trust`` says.
         serials: File in which the highest serial of each bundle is kept, made if it is missing: an
             older bundle is refused.
         check: Compare the SHA-256 of every file. Turn off only where that was done already.
@@ -323,6 +325,7 @@ def load(  # noqa: PLR0913  every one is a setting of a device
         threads=threads,
         engine=engine,
         trust=tuple(map(_key, keys)),
+        revoked=tuple(revoked),
         serials=Path(serials) if serials is not None else None,
         check=check,
     )

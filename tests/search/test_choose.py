@@ -19,8 +19,15 @@ def measurement(
     open_drop: float = 0.005, cosine: float = 1.0,
 ) -> Measurement:  # fmt: skip
     parity = OutputParity(
-        name="y", max_abs=0.1, max_rel=0.1, excess=0.1, scale=1.0, sqnr_db=30.0, cosine=cosine,
-        least_cosine=cosine, top1_agreement=None
+        name="y",
+        max_abs=0.1,
+        max_rel=0.1,
+        excess=0.1,
+        scale=1.0,
+        sqnr_db=30.0,
+        cosine=cosine,
+        least_cosine=cosine,
+        top1_agreement=None,
     )
     return Measurement(
         metric=Interval(value=metric, low=metric - 0.01, high=metric + 0.01),

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, overload
 
-import numpy as np
-
 from equipoise.apps.batches import as_batch, run_rows
 from equipoise.apps.classification import Classification, classified
 from equipoise.apps.opening import Application, OpenBundle, output_of
-from equipoise.data.images import MAX_PIXELS, check_picture, decode_picture, framed
+from equipoise.data.images import MAX_PIXELS, decode_picture, takes_picture
 from equipoise.deploy import Keys
 from equipoise.errors import InputError
 from equipoise.spec import Array, Feeds
@@ -65,25 +63,13 @@ class PictureRunner:
                 yield from (run_rows(self._bundle, [f], batch=self._batch)[0] for f in feeds)
 
     def _feeds(self, picture: object) -> dict[str, Array]:
-        image = decode_picture(picture, max_pixels=self._max_pixels)
-        if self._spec.dtype == "uint8":
-            return {self._spec.name: self._bytes(image)[np.newaxis]}
-        return self._bundle.preprocess(image)
-
-    def _bytes(self, image: Array) -> Array:
-        """For an engine that normalises by itself, and that resizes too where any size fits."""
-        steps = self._bundle.manifest.preprocessing
-        dynamic = any(isinstance(size, str) for size in self._spec.shape[1:3])
-        return check_picture(image) if dynamic or steps is None else framed(image, steps)
+        return self._bundle.preprocess(decode_picture(picture, max_pixels=self._max_pixels))
 
 
 def takes_pictures(bundle: OpenBundle) -> bool:
     """Whether the bundle's one input is a picture that it knows how to prepare."""
-    if len(bundle.inputs) != 1:
-        return False
-    spec = bundle.inputs[0]
-    of_bytes = spec.dtype == "uint8" and len(spec.shape) == 4 and spec.shape[3] == 3
-    return of_bytes or bundle.manifest.preprocessing is not None
+    inputs = bundle.inputs
+    return len(inputs) == 1 and takes_picture(inputs[0], bundle.manifest.preprocessing)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from equipoise.bundle.archive import ArchiveFiles
 from equipoise.bundle.files import BundleFiles, DirectoryFiles, sha256_of
 from equipoise.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE, Manifest
 from equipoise.bundle.parsing import MOST_MANIFEST_BYTES, parse_manifest
+from equipoise.bundle.signature import MOST_BYTES
 from equipoise.errors import IntegrityError
 
-_MOST_SIGNATURE_BYTES: Final = 1 << 20
 _LARGE_BYTES: Final = 1 << 20
 _HINT: Final = "Copy the bundle again; do not run it."
 _WHAT: Final = "Give a bundle: the directory or .zip that equipoise tune or equipoise pack wrote."
@@ -62,9 +62,7 @@ class Bundle:
         )
         self._check_files(sizes)
         signed = SIGNATURE_FILE in sizes
-        self._signature = (
-            self._bounded(SIGNATURE_FILE, sizes, most=_MOST_SIGNATURE_BYTES) if signed else None
-        )
+        self._signature = self._bounded(SIGNATURE_FILE, sizes, most=MOST_BYTES) if signed else None
 
     def _bounded(self, name: str, sizes: dict[str, int], *, most: int) -> bytes:
         if name not in sizes:

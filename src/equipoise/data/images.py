@@ -11,7 +11,7 @@ import numpy as np
 from equipoise import extras
 from equipoise.data.preprocessing import ImagePreprocessing
 from equipoise.errors import DataError
-from equipoise.spec import Array, describe
+from equipoise.spec import Array, TensorSpec, describe
 
 FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded. Pillow knows others, some of which start programs."""
@@ -126,6 +126,34 @@ def apply(image: Array, preprocessing: ImagePreprocessing) -> Array:
     std = np.array(preprocessing.std, dtype=np.float32)
     values = (pixels * np.float32(preprocessing.scale) - mean) / std
     return np.ascontiguousarray(values.transpose(2, 0, 1))[np.newaxis]
+
+
+def takes_picture(spec: TensorSpec, preprocessing: ImagePreprocessing | None) -> bool:
+    """Whether an input is a picture that can be prepared: by what is told, or by the engine."""
+    of_bytes = spec.dtype == "uint8" and len(spec.shape) == 4 and spec.shape[3] == 3
+    return of_bytes or preprocessing is not None
+
+
+def prepared(image: Array, spec: TensorSpec, *, preprocessing: ImagePreprocessing | None) -> Array:
+    """A picture as an input takes it, batch dimension first.
+
+    An engine that takes bytes normalises by itself, and resizes too where it takes any size.
+
+    Args:
+        image: RGB, uint8 [height, width, 3].
+        spec: The input, for which :func:`takes_picture` holds.
+        preprocessing: The steps.
+
+    Raises:
+        DataError: The picture has another dtype or shape.
+        MissingExtraError: It has to be resized, and Pillow is not installed.
+    """
+    if spec.dtype != "uint8" and preprocessing is not None:
+        return apply(image, preprocessing).astype(spec.dtype, copy=False)
+    any_size = any(isinstance(size, str) for size in spec.shape[1:3])
+    if any_size or preprocessing is None:
+        return check_picture(image)[np.newaxis]
+    return framed(image, preprocessing)[np.newaxis]
 
 
 def framed(image: Array, preprocessing: ImagePreprocessing) -> Array:

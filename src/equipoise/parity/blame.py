@@ -92,7 +92,7 @@ class Departure:
     def in_words(self) -> str:
         """One paragraph."""
         module = f" of module {self.module}" if self.module else ""
-        others = f" (with {len(self.piece) - 1} nodes around it)" if len(self.piece) > 1 else ""
+        others = f" (of a piece of {len(self.piece)} nodes)" if len(self.piece) > 1 else ""
         cause = "as the runtime runs it, " if self.step == "runtime" else ""
         reasons = "".join(f"; {reason}" for reason in self.why)
         return (

@@ -178,7 +178,7 @@ def _divergence(wanted: Array, got: Array) -> Array:
     """Kullback-Leibler divergence at each position, float64 [positions], in nats."""
     first, second = _log_probabilities(wanted), _log_probabilities(got)
     with np.errstate(invalid="ignore"):
-        divergence = (np.exp(first) * (first - second)).sum(-1)
+        divergence: Array = (np.exp(first) * (first - second)).sum(-1)
     return np.maximum(divergence, 0.0)
 
 

@@ -31,6 +31,7 @@ class LoadSettings:
         threads: Threads per operator; as measured when None.
         engine: Name of the engine; the first that fits when empty.
         trust: Public keys in PEM, one of which has to have signed; none asks for no signature.
+        revoked: Fingerprints of keys that no longer count.
         serials: File of the highest serials seen.
         check: Whether hashes are compared.
     """
@@ -38,6 +39,7 @@ class LoadSettings:
     threads: int | None = None
     engine: str = ""
     trust: tuple[bytes, ...] = ()
+    revoked: tuple[str, ...] = ()
     serials: Path | None = None
     check: bool = True
 
@@ -122,10 +124,12 @@ def check_origin(bundle: Bundle, settings: LoadSettings) -> None:
             raise SignatureError(
                 f"{bundle.where} is not signed, and only bundles of trusted keys may be loaded",
                 hint="Sign it with `equipoise sign`, or get the signed one.",
-                kind="unsigned",
+                kind="missing",
             )
         hashes = bundle.hashes()
-        signature.verify_signature(bundle.signature, hashes=hashes, keys=settings.trust)
+        signature.verify_signature(
+            bundle.signature, hashes=hashes, keys=settings.trust, revoked=settings.revoked
+        )
     if settings.serials is not None:
         manifest = bundle.manifest
         check_seen(settings.serials, name=manifest.name, serial=manifest.serial)
