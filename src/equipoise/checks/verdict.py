@@ -258,13 +258,14 @@ def _decibels(outputs: tuple[OutputParity, ...]) -> str:
 def details(record: CheckRecord) -> Mapping[str, str]:
     """What a reader of a summary may want to unfold: title -> text."""
     return {
-        f"{checked.side.name}: {parity.name}": _describe(parity)
+        f"{checked.side.name}: {parity.name}": describe(parity)
         for checked in record.sides
         for parity in checked.outputs
     }
 
 
-def _describe(parity: OutputParity) -> str:
+def describe(parity: OutputParity) -> str:
+    """All measures of one output, in words."""
     words = [
         f"largest difference {parity.max_abs:.3g} (relative {parity.max_rel:.3g})",
         f"SQNR {_decibels((parity,))}",

@@ -247,6 +247,10 @@ def _limit(finding: Finding) -> str:
 
 
 def _notes(checked: CheckedSide) -> Iterator[str]:
+    from equipoise.checks.verdict import describe
+
+    for parity in checked.outputs if checked.side.given else ():
+        yield f"{checked.side.name}: {parity.name}: {describe(parity)}"
     for spread in checked.spreads:
         yield (
             f"{checked.side.name}: {spread.output} differs by {spread.between_runs:.3g} between"
