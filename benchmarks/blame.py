@@ -228,12 +228,16 @@ def by_name(case: Case, file: Path, feeds: Feeds) -> tuple[str, ...]:
     onnxio.name_nodes(candidate)
     graph = CutGraph(candidate, original)
     errors = _cumulated(graph, ReferenceRun(case.model), feeds)
-    order = [piece.value for piece in graph.pieces()]
-    named = []
-    for threshold in THRESHOLDS:
-        first = next((name for name in order if errors.get(name, np.inf) > threshold), None)
-        named.append("" if first is None else str(graph.node(graph.makers[first]).name))
-    return tuple(named)
+    order = [piece.value for piece in graph.pieces() if errors]
+    firsts = (next((n for n in order if errors[n] > limit), None) for limit in THRESHOLDS)
+    return tuple("" if first is None else _maker(graph, first) for first in firsts)
+
+
+def _maker(graph: CutGraph, value: str) -> str:
+    """The node that makes a value; of what comes back from a grid, the one that puts it there."""
+    node = graph.node(graph.makers[value])
+    before = graph.quantizer(node) if node.op_type == "DequantizeLinear" else None
+    return str((node if before is None else before).name)
 
 
 def _cumulated(graph: CutGraph, run: ReferenceRun, feeds: Feeds) -> dict[str, float]:
@@ -256,13 +260,15 @@ def _cumulated(graph: CutGraph, run: ReferenceRun, feeds: Feeds) -> dict[str, fl
 
 
 def _off(wanted: Array, given: Array) -> float:
+    """Largest difference over the largest finite value; equal infinities are no difference."""
     if wanted.shape != given.shape:
         return float("inf")
-    kept = np.isfinite(wanted.astype(np.float64)) & (np.abs(wanted.astype(np.float64)) < 1e9)
-    left, right = wanted.astype(np.float64)[kept], given.astype(np.float64)[kept]
-    scale = float(np.abs(left).max(initial=0.0))
-    difference = float(np.abs(right - left).max(initial=0.0))
-    return difference / scale if scale else difference
+    left, right = wanted.astype(np.float64), given.astype(np.float64)
+    scale = float(np.abs(left[np.isfinite(left)]).max(initial=0.0))
+    with np.errstate(invalid="ignore"):
+        difference = np.where(left == right, 0.0, np.abs(right - left))
+    largest = float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max(initial=0.0))
+    return largest / scale if scale else largest
 
 
 def _felt(sound: Path, faulty: Path, feeds: Sequence[Feeds]) -> float:

@@ -226,7 +226,7 @@ def test_words_say_what_differs(block: Any, pictures: Any, tmp_path: Path) -> No
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ["minilm", "lite0"])
 def test_real_models(name: str, tmp_path: Path) -> None:
-    """The benchmark at one place per fault: real weights, all six faults, no false alarm of ours."""
+    """The benchmark at one place per fault: real weights, all six faults, no false alarm."""
     work = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "record.json")]
     command = [sys.executable, str(BENCHMARK), "--cases", name, "--seeds", "1", *work]
     child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1100)
