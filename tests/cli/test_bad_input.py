@@ -136,26 +136,30 @@ def test_calibration_data_of_another_shape(refused, tmp_path: Path) -> None:
     refused(3, "calibration", "dimensions", calibration=other)
 
 
-def test_reference_that_is_not_finite(refused, tmp_path: Path) -> None:
-    """A model that gives NaN can be no reference; the output is named."""
-    refused(3, "'logits'", "NaN", source=_poisoned(tmp_path / "nan.onnx"))
+@pytest.mark.parametrize(
+    ("weight", "named"), [(np.nan, "the weight 'w'"), (3e38, "output 'logits'")]
+)
+def test_reference_that_is_not_finite(refused, tmp_path: Path, weight: float, named: str) -> None:
+    """A model that gives no numbers can be no reference, for a weight or for their sum."""
+    source = tmp_path / "nan.onnx"
+    _write_constant(source, weight)
+    refused(3, named, "NaN", source=source)
 
 
-def _poisoned(path: Path) -> Path:
+def _write_constant(path: Path, value: float) -> None:
+    """A product of x [batch, 16] with [16, 4] weights that are all the same."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    weight = np.full((16, 4), np.nan, np.float32)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["logits"])],
-        "nan",
+        "constant",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 16])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])],
-        [numpy_helper.from_array(weight, "w")],
+        [numpy_helper.from_array(np.full((16, 4), value, np.float32), "w")],
     )
     opset = [helper.make_opsetid("", 20)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
-    return path
 
 
 def test_output_below_a_file(refused, tmp_path: Path) -> None:

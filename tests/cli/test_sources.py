@@ -119,7 +119,8 @@ def test_transformers_token_classifier_is_tuned(tagged) -> None:
 def test_parity_record_covers_two_batch_sizes(tagged) -> None:
     """The bundle proves the export at several sizes, and the engine at two batches."""
     _, output = tagged
-    parity = json.loads((output / "bundle/parity.json").read_text())
+    records = json.loads((output / "bundle/parity.json").read_text())
+    (parity,) = records.values()
     for part in ("engine", "engine_batch"):
         assert parity[part][0]["name"] == "logits"
     assert {entry["sizes"]["batch"] for entry in parity["exported"]} == {1, 2, 3}
@@ -129,13 +130,13 @@ def test_parity_record_covers_two_batch_sizes(tagged) -> None:
 
 
 def test_bundle_runs_on_text_and_checks_against_pytorch(tagged, equipoise) -> None:
-    """run prints a tag per word; check computes the reference anew from the directory."""
+    """run prints the entities; check computes the reference anew from the directory."""
     model, output = tagged
     done = equipoise("run", output / "bundle", "--text", "Otto met Anna in Bern")
-    assert [line.split("\t")[1] for line in done.stdout.splitlines()] == [
-        "B-PER", "O", "B-PER", "O", "B-LOC"
+    assert [line.split("\t")[:2] for line in done.stdout.splitlines()] == [
+        ["Otto", "PER"], ["Anna", "PER"], ["Bern", "LOC"]
     ]  # fmt: skip
-    done = equipoise("check", output / "bundle", "--source", model)
+    done = equipoise("check", output / "bundle", "--against", model)
     assert done.returncode == 0, done.stderr
 
 
