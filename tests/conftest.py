@@ -77,3 +77,14 @@ def conv_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("conv") / "model.onnx"
     onnx.save(model, path)
     return path
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the families of malformed inputs counted."""
+    reports = [r for group in terminalreporter.stats.values() for r in group]
+    counted = [value for r in reports for key, value in getattr(r, "user_properties", ()) if
+        key == "counted"]  # fmt: skip
+    if counted:
+        terminalreporter.section("malformed inputs")
+        for line in sorted(dict.fromkeys(map(str, counted))):
+            terminalreporter.write_line(line)

@@ -12,7 +12,7 @@ import pytest
 
 from equipoise.bundle.manifest import Engine, Manifest
 from equipoise.bundle.writer import write_bundle
-from equipoise.data.images import apply
+from equipoise.data.images import prepared
 from equipoise.data.preprocessing import ImagePreprocessing
 from equipoise.runtimes.onnxruntime.session import open_session
 from equipoise.runtimes.protocol import SessionSettings
@@ -66,8 +66,8 @@ class Opened:
         return self.documents[name]
 
     def preprocess(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        assert self.manifest.preprocessing is not None
-        return {self.inputs[0].name: apply(image, self.manifest.preprocessing)}
+        spec, preprocessing = self.inputs[0], self.manifest.preprocessing
+        return {spec.name: prepared(image, spec, preprocessing=preprocessing)}
 
     def close(self) -> None:
         self.closed = True

@@ -275,8 +275,8 @@ def test_a_signature_is_given_out_and_not_listed(directory: Path) -> None:
     with open_bundle(directory) as opened:
         assert opened.signature == b"signed"
         assert SIGNATURE_FILE not in opened.hashes()
-    (directory / SIGNATURE_FILE).write_bytes(bytes((1 << 20) + 1))
-    with pytest.raises(IntegrityError, match=r"model\.sig has 1,048,577 bytes; at most"):
+    (directory / SIGNATURE_FILE).write_bytes(bytes((4 << 20) + 1))
+    with pytest.raises(IntegrityError, match=r"model\.sig has 4,194,305 bytes; at most"):
         open_bundle(directory)
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import pytest
 from tests.malformed.counting import Campaign, Worker
 
-_LINES = pytest.StashKey[list[str]]()
-
 
 @pytest.fixture(scope="session")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
@@ -19,17 +17,11 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
 
 
 @pytest.fixture
-def campaign(worker: Worker, request: pytest.FixtureRequest) -> Campaign:
-    """Run cases, say at the end of the run what was counted, and check it."""
-    return Campaign(worker=worker, lines=request.config.stash.setdefault(_LINES, []))
+def campaign(worker: Worker, request: pytest.FixtureRequest) -> Iterator[Campaign]:
+    """Run cases, say at the end of the run what was counted, and check it.
 
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Print what the families counted."""
-    lines = config.stash.get(_LINES, [])
-    if lines:
-        terminalreporter.section("malformed inputs")
-        for line in lines:
-            terminalreporter.write_line(line)
+    Lines travel with the reports of the tests, from whichever process runs them.
+    """
+    lines: list[str] = []
+    yield Campaign(worker=worker, lines=lines)
+    request.node.user_properties.extend(("counted", line) for line in lines)
