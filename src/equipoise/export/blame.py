@@ -21,6 +21,7 @@ from equipoise.export.exporters import export_with
 from equipoise.export.rung import RungConfig, trace_of
 from equipoise.export.torch_model import NamedModule, load_module
 from equipoise.parity.proof import read_proof
+from equipoise.provenance import module_of
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
 from equipoise.spec import Array, Feeds
@@ -166,21 +167,8 @@ def _modules_of(node: Any) -> tuple[str, ...]:
 
 def _in_scopes(model: Any, modules: Sequence[_Known]) -> list[_Known]:
     """Module outputs by the name that the last node in the module's scope gives to its value."""
-    last = {_path(node.name): node.output[0] for node in model.graph.node}
+    last = {module_of(node.name, {}): node.output[0] for node in model.graph.node}
     return [replace(known, value=last[known.value]) for known in modules if known.value in last]
-
-
-def _path(node: str) -> str:
-    """The module path of a node of a traced graph.
-
-    ``/inner/layers.0/Add`` is of ``layers.0``; a Sequential shows twice, in ``/first/first.0/Add``.
-    """
-    steps: list[str] = []
-    for step in node.split("/")[2:-1]:
-        if steps and step.startswith(f"{steps[-1]}."):
-            steps.pop()
-        steps.append(step)
-    return ".".join(steps)
 
 
 def _file_pairs(model: Any, feeds: Feeds, known: Sequence[_Known]) -> list[_Pair]:

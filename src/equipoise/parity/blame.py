@@ -27,6 +27,9 @@ from equipoise.runtimes.protocol import SessionSettings
 from equipoise.spec import Feeds
 
 _GROUP_BYTES: Final = 256_000_000
+_COARSE: Final = 0.1
+"""Rounding that takes so much of a value, 20 dB, is worth a word."""
+
 _LOCATED: Final = 16
 """Departures that are looked into; a file with more has been rewritten rather than damaged."""
 
@@ -89,14 +92,24 @@ class Departure:
     before: float
     why: tuple[str, ...]
 
+    def _name(self) -> str:
+        module = f" of module {self.module}" if self.module else ""
+        return f"{self.node} ({self.operator}){module}"
+
+    def as_coarsest(self) -> str:
+        """What an honest rounding costs."""
+        return (
+            f"the coarsest is {self._name()}, whose grid alone makes {self.value} off by"
+            f" {self.relative:.0%} of its size"
+        )
+
     def in_words(self) -> str:
         """One paragraph."""
-        module = f" of module {self.module}" if self.module else ""
         others = f" (of a piece of {len(self.piece)} nodes)" if len(self.piece) > 1 else ""
         cause = "as the runtime runs it, " if self.step == "runtime" else ""
         reasons = "".join(f"; {reason}" for reason in self.why)
         return (
-            f"{self.node} ({self.operator}){module}{others}: {cause}{self.value} is off by"
+            f"{self._name()}{others}: {cause}{self.value} is off by"
             f" {_shown(self.relative)} of its size, {self.arithmetic} explains"
             f" {_shown(self.allowed)}; what it reads is off by {_shown(self.before)}{reasons}"
         )
@@ -113,6 +126,8 @@ class Blame:
     Attributes:
         first: The first node that departs, in the order of the candidate; None when none does.
         worst: The one whose own error is largest; the first of them when several are.
+        coarsest: Where none departs, the one whose honest rounding is largest, if that is much:
+            its grid explains it, and may be the wrong grid.
         departures: How many pieces depart.
         pieces: Number of pieces that were compared.
         unshared: Nodes of the candidate that lie in no piece: no shared value depends on them.
@@ -122,6 +137,7 @@ class Blame:
 
     first: Departure | None
     worst: Departure | None
+    coarsest: Departure | None = None
     departures: int
     pieces: int
     unshared: int
@@ -130,7 +146,8 @@ class Blame:
     def in_words(self) -> str:
         """For a message: one line for the first node and one for the worst."""
         if self.first is None:
-            return f"none of {self.pieces} pieces departs by more than its arithmetic explains"
+            words = f"none of {self.pieces} pieces departs by more than its arithmetic explains"
+            return words if self.coarsest is None else f"{words}; {self.coarsest.as_coarsest()}"
         lines = [f"the first node that departs is {self.first.in_words()}"]
         if self.worst is not None and self.worst.value != self.first.value:
             lines.append(f"the one that departs most is {self.worst.in_words()}")
@@ -194,9 +211,13 @@ class _Search:
         named = [self._departure(j) for j in departing[:_LOCATED]]
         fault = None if departing else self._runtime_fault()
         named += [] if fault is None else [self._of_runtime(fault)]
+        coarse = max(judged, key=lambda j: j.error.relative, default=None)
+        if named or coarse is None or coarse.error.relative < _COARSE:
+            coarse = None
         return Blame(
             first=named[0] if named else None,
             worst=max(named, key=lambda d: d.relative) if named else None,
+            coarsest=None if coarse is None else self._departure(coarse),
             departures=len(departing) + (fault is not None),
             pieces=len(judged),
             unshared=self._unshared(judged),
