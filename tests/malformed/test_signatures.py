@@ -101,9 +101,9 @@ def _judged(error: EquipoiseError, kind: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def counted(signed: Signed) -> Iterator[Tally]:
+def counted(signed: Signed) -> Tally:
     signed.check(signed.signature)  # imports are done before anything is watched
-    yield Tally(Watch())
+    return Tally(Watch())
 
 
 @pytest.fixture
