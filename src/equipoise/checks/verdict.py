@@ -189,6 +189,8 @@ def verdict(record: CheckRecord) -> str:
         for gate in record.locked
         if not gate.passed
     ]
+    if record.locked and all(gate.passed for gate in record.locked):
+        sentences.append(f"PASSED against the lock: all {len(record.locked)} gates.")
     return "\n".join(sentences)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from equipoise.parity.compare import OutputParity
     from equipoise.parity.limits import Finding
     from equipoise.parity.precision import Precision
+    from equipoise.report.gates import Gate
 
 _PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
 
@@ -211,10 +212,17 @@ def _print(found: CheckRecord) -> None:
     console.print_lines(*(f"allowed for {why}" for why in reasons))
     for checked in found.sides:
         console.print_lines(*_notes(checked))
+    if found.locked:
+        titles = ["against the lock", "measured", "allowed", ""]
+        console.out().print(console.table(titles, map(_gate_row, found.locked)))
     if found.reproducer:
         console.print_lines(f"reproducer: {found.reproducer}")
     if found.passed:
         console.print_lines(found.verdict)
+
+
+def _gate_row(gate: Gate) -> tuple[str, ...]:
+    return gate.name, gate.measured, gate.allowed, "passed" if gate.passed else "FAILED"
 
 
 def _rows(checked: CheckedSide) -> Iterator[tuple[str, ...]]:
