@@ -214,8 +214,10 @@ def open_bundle(path: str | Path) -> Bundle:
         files = ArchiveFiles(place)
     elif (place / MANIFEST_FILE).is_file():
         files = DirectoryFiles(place)
-    else:
+    elif place.exists():
         raise IntegrityError(f"{place} is no bundle: it has no {MANIFEST_FILE}", hint=_WHAT)
+    else:
+        raise IntegrityError(f"no such bundle: {place}", hint=_WHAT)
     try:
         return Bundle(files)
     except BaseException:
