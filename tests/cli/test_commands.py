@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import equipoise as library
 from equipoise.bundle.reading import open_bundle
+from equipoise.pack import pack
 from equipoise.report.write import read_result
+from equipoise.tuning import TuneConfig, make_pipeline
 
 
 def test_tune_writes_a_verified_bundle_a_report_and_results(tuned: Path) -> None:
@@ -149,6 +152,22 @@ def test_check_passes_on_the_bundle_and_on_its_source(workbench, tuned: Path, eq
         done = equipoise("check", tuned / "bundle", *options)
         assert done.returncode == 0, done.stderr
         assert "PASSED" in done.stdout
+
+
+def test_a_float_fallback_ships_beside_the_chosen_engine(workbench, tuned, tmp_path) -> None:
+    """Last, so that a device that fits nothing else still has an engine."""
+    config = TuneConfig(
+        source=str(workbench.model), data=str(workbench.data), output=tmp_path, metric="accuracy",
+        max_drop=0.02, threads=1, rounds=12,
+    )  # fmt: skip
+    result = replace(read_result(tuned / "results.json"), chosen="int8-static")
+    pack(make_pipeline(config), result, output=tmp_path / "bundle", fallback=True)
+    with open_bundle(tmp_path / "bundle") as bundle:
+        bundle.verify()
+        engines = bundle.manifest.engines
+    assert [(e.name, e.precision, e.fallback) for e in engines] == [
+        ("int8-static", "int8", False), ("float32", "float32", True)
+    ]  # fmt: skip
 
 
 def test_check_fails_with_exit_6_against_another_model(tmp_path: Path, tuned, equipoise) -> None:
