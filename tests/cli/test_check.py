@@ -85,7 +85,7 @@ def test_a_fault_in_the_file_is_named_with_its_node(
     done = equipoise("check", damaged, *against(workbench), "--repro", tmp_path / "repro")
     assert done.returncode == 6
     assert "They part by the changes to the file" in done.stderr
-    assert "the first node that departs is second (MatMul)" in done.stderr
+    assert "The first node that departs is second (MatMul)" in done.stderr
     script = tmp_path / "repro/reproduce.py"
     assert script.is_file()
     again = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)

@@ -235,9 +235,15 @@ def _failed(checked: CheckedSide, record: CheckRecord) -> str:
     if step is not None:
         words.append(_step_words(step, record.sides, checked))
         if record.blame is not None and checked.side.given:
-            words.append(record.blame.in_words())
+            words.append(_sentence(record.blame.in_words()))
         words.append(advice_for(step))
     return " ".join(words)
+
+
+def _sentence(text: str) -> str:
+    """A text of one line or several as sentences of one line."""
+    lines = (line.strip().rstrip(".") for line in text.splitlines() if line.strip())
+    return " ".join(f"{line[0].upper()}{line[1:]}." for line in lines)
 
 
 def _step_words(step: CheckedSide, sides: tuple[CheckedSide, ...], last: CheckedSide) -> str:

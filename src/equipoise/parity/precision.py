@@ -13,7 +13,7 @@ from equipoise.errors import SourceError
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 
 _BLOCKS: Final = "MatMulNBits"
-_ROUNDING: Final = re.compile(r"Quantize|Integer|^QLinear|^QGemm|^QAttention")
+_ROUNDING: Final = re.compile(r"[Qq]uantize|Integer|^QLinear|^QGemm|^QAttention")
 _FOUR_BITS: Final = ("INT4", "UINT4", "FLOAT4E2M1")
 _IR_TYPES: Final[tuple[tuple[Precision, tuple[str, ...]], ...]] = (
     ("int4", ('element_type="i4"', 'element_type="u4"')),
