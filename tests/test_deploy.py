@@ -221,9 +221,12 @@ def test_a_broken_engine_that_is_not_checked_is_a_source_error(
 
 
 def test_no_bundle_is_an_integrity_error(tmp_path: Path) -> None:
-    """It names the path."""
-    with pytest.raises(IntegrityError, match="nothing is no bundle"):
+    """It names the path, whether something is there or not."""
+    with pytest.raises(IntegrityError, match="no such bundle: .*nothing"):
         equipoise.load(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(IntegrityError, match="empty is no bundle"):
+        equipoise.load(tmp_path / "empty")
 
 
 def test_an_engine_that_is_not_what_the_manifest_says_is_refused(
@@ -800,7 +803,7 @@ def test_a_bundle_that_cannot_replace_keeps_the_old_one(
         (make_bundle(tmp_path / "old", constants[1], serial=4), SignatureError, "serial 4"),
         (make_bundle(tmp_path / "wrong", constants[1], shift=1, serial=6), ParityError, "FAILED"),
         (make_bundle(tmp_path / "other", linear_onnx, serial=6), IncompatibleError, "other inputs"),
-        (tmp_path / "missing", IntegrityError, "is no bundle"),
+        (tmp_path / "missing", IntegrityError, "no such bundle"),
     ]
     with equipoise.load(first) as session:
         for _ in range(4):
