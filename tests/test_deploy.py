@@ -222,7 +222,7 @@ def test_a_broken_engine_that_is_not_checked_is_a_source_error(
 
 def test_no_bundle_is_an_integrity_error(tmp_path: Path) -> None:
     """It names the path, whether something is there or not."""
-    with pytest.raises(IntegrityError, match="no such bundle: .*nothing"):
+    with pytest.raises(IntegrityError, match=r"no such bundle: .*nothing"):
         equipoise.load(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(IntegrityError, match="empty is no bundle"):
