@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from equipoise import fs
+from equipoise.bundle.reading import is_bundle
 from equipoise.checks.golden import GoldenSettings, check_golden
 from equipoise.checks.running import SideRun, SideRunner
 from equipoise.checks.sides import FLOAT_OPTIMISED, FLOAT_WRITTEN, Side, SideSettings, sides_of
@@ -120,7 +121,7 @@ def _check_request(request: CheckRequest) -> None:
         raise UsageError("nothing to check: give a bundle, an engine or an .onnx file")
     if request.repeat < 1:
         raise UsageError(f"--repeat is {request.repeat}; it must be at least 1")
-    plain = [path for path in request.engines if not _is_bundle(path)]
+    plain = [p for p in request.engines if not (is_bundle(p) or p.suffix == ".zip")]
     if (not request.against or not request.data) and plain:
         raise UsageError(
             f"checking {plain[0]} needs --against SOURCE and --data DATA",
@@ -147,10 +148,6 @@ def _golden(request: CheckRequest, observer: Observer) -> CheckRecord:
     )
     runner = StageRunner(request.cache or default_cache(), observer=observer)
     return check_golden(request.engines, settings, runner=runner, observer=observer)
-
-
-def _is_bundle(path: Path) -> bool:
-    return path.suffix == ".zip" or (path / "manifest.json").is_file()
 
 
 def _tune_config(request: CheckRequest) -> TuneConfig:
