@@ -19,7 +19,6 @@ from equipoise.data.metrics import Metric, get_metric
 from equipoise.data.store import Rows
 from equipoise.engines import find_engine
 from equipoise.errors import UsageError
-from equipoise.export.source import parse_source
 from equipoise.locked import read_lock
 from equipoise.locking import LatencySettings, check_locked
 from equipoise.measure.interval import metric_interval, paired_drop
@@ -32,6 +31,7 @@ from equipoise.parity.tolerance import Allowed, allowed_difference
 from equipoise.pipeline import Pipeline
 from equipoise.report.gates import Gate
 from equipoise.runtimes.protocol import SessionSettings
+from equipoise.sources.source import parse_source
 from equipoise.spec import Array
 from equipoise.stages import Observer, StageRunner, default_cache
 from equipoise.targets.machine import detect_machine

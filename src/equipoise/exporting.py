@@ -16,13 +16,13 @@ from equipoise.export.config import PROOF_DIRECTORY, ExportConfig, ExportRecord
 from equipoise.export.embedded import EmbedConfig
 from equipoise.export.given import GivenConfig
 from equipoise.export.proving import Shapes
-from equipoise.export.source import Source, parse_source
 from equipoise.graph.embed import resizable
 from equipoise.graph.fuse import FuseConfig
 from equipoise.graph.static import StaticConfig
 from equipoise.parity.proof import VerifyConfig, VerifyRecord
 from equipoise.parity.sizes import BATCH
 from equipoise.pipeline import EMBED, EXPORT, FUSE, GIVEN, MODEL_FILE, STATIC, VERIFY, prepare
+from equipoise.sources.source import Source, parse_source
 from equipoise.spec import TensorSpec
 from equipoise.stages import Observer, StageResult, StageRunner, default_cache
 from equipoise.targets.machine import detect_machine
@@ -36,7 +36,7 @@ class ExportRequest:
     """What to export, from what inputs, in which shapes.
 
     Attributes:
-        source: As :func:`equipoise.export.source.parse_source` takes it.
+        source: As :func:`equipoise.sources.source.parse_source` takes it.
         output: The ``.onnx`` file to write; external data, if any, goes beside it.
         weights: Weights for a factory or a timm model.
         task: Head of a transformers model; from its config when empty.

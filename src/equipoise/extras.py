@@ -29,7 +29,9 @@ EXTRA_OF: Final[dict[str, str]] = {
     "openvino": "openvino",
     "tensorrt_rtx": "tensorrt",
     "pynvml": "nvidia",
-    "accelerate": "distributed",
+    "accelerate": "compress",
+    "torch_pruning": "compress",
+    "optuna": "compress",
     "cryptography": "verify",
     "model_signing": "sign",
 }

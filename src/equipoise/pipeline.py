@@ -22,7 +22,6 @@ from equipoise.export.embedded import EmbedRecord
 from equipoise.export.given import GivenRecord
 from equipoise.export.reference import ReferenceConfig, ReferenceRecord
 from equipoise.export.signature import SignatureConfig, SignatureRecord
-from equipoise.export.source import Source
 from equipoise.graph.fuse import FuseConfig, FuseRecord
 from equipoise.graph.static import StaticRecord
 from equipoise.measure.evaluate import EvaluateConfig, EvaluateRecord
@@ -36,6 +35,7 @@ from equipoise.quantize.schemes import Quantization, StaticInt8
 from equipoise.recipe import Recipe
 from equipoise.runtimes.build import BuildConfig
 from equipoise.runtimes.protocol import EngineRecord, SessionSettings
+from equipoise.sources.source import Source
 from equipoise.stages import Stage, StageResult, StageRunner
 from equipoise.targets.machine import Machine
 from equipoise.targets.profile import Target

@@ -20,7 +20,6 @@ from equipoise.errors import (
     RecipeError,
     UsageError,
 )
-from equipoise.export.source import parse_source
 from equipoise.measure.evaluate import read_statistics
 from equipoise.measure.interval import metric_interval, paired_drop, smallest_provable_drop
 from equipoise.pack import pack
@@ -32,6 +31,7 @@ from equipoise.search.candidates import BASELINE, candidates
 from equipoise.search.choose import choose, pareto_front
 from equipoise.search.result import Candidate, Measurement, TuneResult, Verdict
 from equipoise.search.verdict import judge
+from equipoise.sources.source import parse_source
 from equipoise.stages import Observer, StageRunner, default_cache, versions_of
 from equipoise.targets.machine import detect_machine
 from equipoise.targets.profiles import get_target, require_measurable

@@ -27,7 +27,7 @@ from equipoise.data.readers.conll import read_sentences
 from equipoise.data.text import TextEncoder
 from equipoise.export.proving import Shapes
 from equipoise.export.rung import RungConfig, run_rung
-from equipoise.export.source import parse_source
+from equipoise.sources.source import parse_source
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = Path(os.environ.get("EQUIPOISE_NER_MODEL", ROOT.parent / "shared/models/minilm-conll2003"))

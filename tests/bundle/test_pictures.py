@@ -20,7 +20,7 @@ from equipoise.data.images import apply
 from equipoise.data.preprocessing import ImagePreprocessing, from_processor
 from equipoise.errors import DataError, InputError, IntegrityError, MissingExtraError
 from equipoise.export.rung import preprocessing_of
-from equipoise.export.source import Source
+from equipoise.sources.source import Source
 from equipoise.spec import TensorSpec
 
 onnx = pytest.importorskip("onnx")

@@ -14,7 +14,7 @@ from equipoise.data.store import Rows, write_rows
 from equipoise.errors import NonFiniteError, ParityError, SourceError
 from equipoise.export.export import ExportConfig, export
 from equipoise.export.reference import ReferenceConfig, run_reference
-from equipoise.export.source import Source, parse_source
+from equipoise.sources.source import Source, parse_source
 from equipoise.spec import TensorSpec
 
 MODULES = '''

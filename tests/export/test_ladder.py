@@ -24,7 +24,7 @@ from equipoise.export.config import ExportConfig, ExportRecord
 from equipoise.export.export import export
 from equipoise.export.proving import Shapes
 from equipoise.export.rung import RungConfig, run_rung
-from equipoise.export.source import Source, parse_source
+from equipoise.sources.source import Source, parse_source
 from equipoise.spec import TensorSpec
 
 MODULES = '''

@@ -13,7 +13,7 @@ from equipoise.errors import InputError, NonFiniteError, SourceError, UsageError
 from equipoise.export.export import ExportConfig, export
 from equipoise.export.reference import ReferenceConfig, run_reference
 from equipoise.export.signature import SignatureConfig, read_signature
-from equipoise.export.source import Source, parse_source
+from equipoise.sources.source import Source, parse_source
 from equipoise.spec import TensorSpec
 
 

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from equipoise.data.preprocessing import from_processor
 from equipoise.errors import MissingExtraError, SourceError, UsageError
-from equipoise.export.program import program_module
 from equipoise.export.samples import (
     ModelSamples,
     model_samples,
@@ -27,8 +26,9 @@ from equipoise.export.samples import (
     parse_sizes,
     random_rows,
 )
-from equipoise.export.source import Source, parse_source
-from equipoise.export.torch_model import NamedModule, load_module
+from equipoise.sources.program import program_module
+from equipoise.sources.source import Source, parse_source
+from equipoise.sources.torch_model import NamedModule, load_module
 from equipoise.spec import TensorSpec, check_feeds
 
 TIMM = os.environ.get("EQUIPOISE_TEST_TIMM", "")
@@ -559,8 +559,8 @@ sys.path.append({TIMM!r})
 import numpy as np
 from equipoise.data.images import apply
 from equipoise.export.samples import model_samples, module_preprocessing
-from equipoise.export.source import Source
-from equipoise.export.timm_model import build_timm
+from equipoise.sources.source import Source
+from equipoise.sources.timm_model import build_timm
 from PIL import Image
 from sklearn.datasets import load_sample_images
 photo = load_sample_images().images[0]

@@ -118,9 +118,9 @@ def onnx_import(path: Path) -> str:
     from equipoise.export import onnx_source
     from equipoise.export.config import ExportConfig
     from equipoise.export.samples import random_rows
-    from equipoise.export.source import Source
     from equipoise.runtimes.protocol import SessionSettings
     from equipoise.runtimes.registry import session_opener
+    from equipoise.sources.source import Source
 
     onnxio.load_model(path)
     config = ExportConfig(source=Source(kind="onnx", name=str(path), path=path))
@@ -143,7 +143,7 @@ def onnx_open(path: Path) -> str:
 
 def checkpoint(path: Path) -> str:
     """Tensors of a file of weights."""
-    from equipoise.export.checkpoint import read_checkpoint
+    from equipoise.sources.checkpoint import read_checkpoint
 
     return digest({name: value.numpy() for name, value in read_checkpoint(path).items()})
 

@@ -16,12 +16,12 @@ from equipoise.data.store import Rows, write_rows
 from equipoise.deploy import BundleSession, load
 from equipoise.errors import BackendError
 from equipoise.export.reference import ReferenceConfig
-from equipoise.export.source import Source
 from equipoise.parity.compare import Comparison
 from equipoise.parity.limits import Limits, judge
 from equipoise.parity.tolerance import Allowed
 from equipoise.pipeline import REFERENCE
 from equipoise.runtimes.protocol import SessionSettings
+from equipoise.sources.source import Source
 from equipoise.spec import Array
 from equipoise.stages import Observer, StageRunner
 

@@ -1,1 +1,1 @@
-"""PyTorch to ONNX. The only folder beside compress/ that imports torch."""
+"""PyTorch to ONNX."""

@@ -19,11 +19,11 @@ from equipoise import extras, fs, onnxio
 from equipoise.data.store import Rows
 from equipoise.export.exporters import export_with
 from equipoise.export.rung import RungConfig, trace_of
-from equipoise.export.torch_model import NamedModule, load_module
 from equipoise.parity.proof import read_proof
 from equipoise.provenance import module_of
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
+from equipoise.sources.torch_model import NamedModule, load_module
 from equipoise.spec import Array, Feeds
 
 _NOISE: Final = 16 * float(np.finfo(np.float32).eps)

@@ -8,9 +8,9 @@ from typing import Final
 
 from equipoise.data.preprocessing import ImagePreprocessing
 from equipoise.export.proving import Shapes
-from equipoise.export.source import Source
 from equipoise.graph.clean import CleanRecord
 from equipoise.parity.proof import ProofRecord, VerifyRecord
+from equipoise.sources.source import Source
 from equipoise.spec import TensorSpec
 
 PROOF_DIRECTORY: Final = "proof"

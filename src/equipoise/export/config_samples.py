@@ -24,7 +24,7 @@ from equipoise.data.preprocessing import (
 from equipoise.data.text import TEXT_INPUTS, TextEncoder
 from equipoise.errors import DataError, EquipoiseError, SourceError
 from equipoise.export.material import TEXTS, pictures, plain_preprocessing, sounds
-from equipoise.export.source import Source, path_of
+from equipoise.sources.source import Source, path_of
 from equipoise.spec import Array, TensorSpec
 
 _STATES: Final = "encoder_hidden_states"

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from equipoise import extras, fs
 from equipoise.errors import EquipoiseError, SourceError
-from equipoise.export.torch_model import NamedModule
+from equipoise.sources.torch_model import NamedModule
 from equipoise.spec import Array, TensorSpec
 
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")

@@ -13,7 +13,6 @@ import numpy as np
 from equipoise import extras
 from equipoise.errors import EquipoiseError, ParityError, UsageError
 from equipoise.export.samples import ModelSamples
-from equipoise.export.torch_model import NamedModule
 from equipoise.parity.compare import require_finite
 from equipoise.parity.proof import ProofRecord, write_proof
 from equipoise.parity.sizes import (
@@ -25,6 +24,7 @@ from equipoise.parity.sizes import (
     proving_sizes,
 )
 from equipoise.parity.tolerance import Tolerance, relative_tolerances, tolerances
+from equipoise.sources.torch_model import NamedModule
 from equipoise.spec import Array, TensorSpec
 
 _MOST_ROWS: Final = 8

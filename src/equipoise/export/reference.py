@@ -9,11 +9,11 @@ from pathlib import Path
 from equipoise import progress
 from equipoise.data.store import Rows, write_rows
 from equipoise.errors import SourceError
-from equipoise.export.source import Source
-from equipoise.export.torch_model import NamedModule, load_module
 from equipoise.parity.compare import require_finite
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
+from equipoise.sources.source import Source
+from equipoise.sources.torch_model import NamedModule, load_module
 from equipoise.spec import Array
 
 

@@ -14,10 +14,10 @@ from equipoise.errors import DataError, IncompatibleError
 from equipoise.export.exporters import Trace, export_with
 from equipoise.export.proving import Shapes, prove
 from equipoise.export.samples import ModelSamples, model_samples, module_preprocessing
-from equipoise.export.source import Source
-from equipoise.export.torch_model import NamedModule, load_module
 from equipoise.graph.clean import CleanRecord, clean
 from equipoise.parity.proof import ProofRecord, has_proof, read_proof
+from equipoise.sources.source import Source
+from equipoise.sources.torch_model import NamedModule, load_module
 from equipoise.spec import TensorSpec
 
 MODEL_FILE: Final = "model.onnx"

@@ -21,8 +21,8 @@ from equipoise.export.config_samples import (
     one_input,
 )
 from equipoise.export.material import pictures, plain_preprocessing
-from equipoise.export.program import program_inputs, program_ranges
-from equipoise.export.source import Source
+from equipoise.sources.program import program_inputs, program_ranges
+from equipoise.sources.source import Source
 from equipoise.spec import Array, TensorSpec, describe
 
 _DTYPES: Final = (

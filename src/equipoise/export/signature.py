@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from equipoise import onnxio
-from equipoise.export.source import Source, path_of
-from equipoise.export.torch_model import build_module
+from equipoise.sources.source import Source, path_of
+from equipoise.sources.torch_model import build_module
 
 
 @dataclass(frozen=True, kw_only=True)

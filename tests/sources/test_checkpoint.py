@@ -32,7 +32,7 @@ from equipoise.errors import (
     SourceError,
     UnsafeCheckpointError,
 )
-from equipoise.export.checkpoint import load_weights, read_checkpoint, require_finite_weights
+from equipoise.sources.checkpoint import load_weights, read_checkpoint, require_finite_weights
 
 
 class Reduced:

@@ -12,11 +12,11 @@ import numpy as np
 
 from equipoise import extras
 from equipoise.errors import SourceError
-from equipoise.export.checkpoint import load_weights, require_finite_weights
-from equipoise.export.program import load_program, program_module
-from equipoise.export.source import TIMM_PREFIX, Source, path_of
-from equipoise.export.timm_model import build_timm
-from equipoise.export.transformers_model import build_transformers, load_transformers
+from equipoise.sources.checkpoint import load_weights, require_finite_weights
+from equipoise.sources.program import load_program, program_module
+from equipoise.sources.source import TIMM_PREFIX, Source, path_of
+from equipoise.sources.timm_model import build_timm
+from equipoise.sources.transformers_model import build_transformers, load_transformers
 from equipoise.spec import Array, describe
 
 

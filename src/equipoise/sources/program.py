@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from equipoise import extras
 from equipoise.errors import SourceError, UnsafeCheckpointError
-from equipoise.export.checkpoint import unpickle
+from equipoise.sources.checkpoint import unpickle
 from equipoise.spec import TensorSpec
 
 _GRAPH: Final = "models/model.json"

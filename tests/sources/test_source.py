@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from equipoise.errors import SourceError, UnsafeCheckpointError, UsageError
-from equipoise.export.source import parse_source
-from equipoise.export.transformers_model import read_config
+from equipoise.sources.source import parse_source
+from equipoise.sources.transformers_model import read_config
 
 CONFIG = {"architectures": ["BertForTokenClassification"], "model_type": "bert"}
 TIMM = os.environ.get("EQUIPOISE_TEST_TIMM", "")
@@ -183,7 +183,7 @@ def test_parsing_imports_no_heavy_package(tmp_path: Path) -> None:
     """A wrong name is told in a blink, also where PyTorch is missing."""
     directory(tmp_path)
     code = (
-        "import sys; from equipoise.export.source import parse_source;"
+        "import sys; from equipoise.sources.source import parse_source;"
         f" parse_source({str(tmp_path)!r});"
         " print(sorted({'torch', 'transformers', 'timm', 'safetensors'} & set(sys.modules)))"
     )
@@ -202,9 +202,9 @@ sys.path.append({TIMM!r})
 import torch
 from pathlib import Path
 from equipoise.errors import SourceError, UsageError
-from equipoise.export.source import parse_source
-from equipoise.export.torch_model import build_module, load_module
-import equipoise.export.timm_model as ours
+from equipoise.sources.source import parse_source
+from equipoise.sources.torch_model import build_module, load_module
+import equipoise.sources.timm_model as ours
 model = ours.build_timm("efficientnet_lite0")
 torch.save({{"state_dict": model.state_dict()}}, "w.pth")
 source = parse_source("timm:efficientnet_lite0", weights=Path("w.pth"))
@@ -236,10 +236,10 @@ transformers.ViTImageProcessor
 def test_timm_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the line that installs it."""
     from equipoise.errors import MissingExtraError
-    from equipoise.export.timm_model import build_timm
+    from equipoise.sources.timm_model import build_timm
 
     monkeypatch.setitem(sys.modules, "timm", None)
-    monkeypatch.setattr("equipoise.export.timm_model.prepare_torchvision", lambda: None)
+    monkeypatch.setattr("equipoise.sources.timm_model.prepare_torchvision", lambda: None)
     with pytest.raises(MissingExtraError, match="timm") as raised:
         build_timm("resnet18")
     assert "equipoise[timm]" in raised.value.hint

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from equipoise import extras, fs, record
 from equipoise.errors import EquipoiseError, SourceError, UnsafeCheckpointError
-from equipoise.export.checkpoint import first_few, read_checkpoint
-from equipoise.export.tasks import Task, architecture_of, fits, get_task
-from equipoise.export.timm_model import prepare_torchvision
+from equipoise.sources.checkpoint import first_few, read_checkpoint
+from equipoise.sources.tasks import Task, architecture_of, fits, get_task
+from equipoise.sources.timm_model import prepare_torchvision
 
 _WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
 _JSON_FILES: Final = (

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from equipoise.errors import SourceError, UnsafeCheckpointError
-from equipoise.export.program import (
+from equipoise.export.signature import SignatureConfig, read_signature
+from equipoise.sources.program import (
     load_program,
     program_inputs,
     program_module,
     program_ranges,
 )
-from equipoise.export.signature import SignatureConfig, read_signature
-from equipoise.export.source import parse_source
-from equipoise.export.torch_model import NamedModule, load_module
+from equipoise.sources.source import parse_source
+from equipoise.sources.torch_model import NamedModule, load_module
 
 AUTO = torch.export.Dim.AUTO
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from equipoise.errors import NonFiniteError, SourceError, UnsafeCheckpointError, UsageError
 from equipoise.export.signature import SignatureConfig, read_signature
-from equipoise.export.source import parse_source
-from equipoise.export.tasks import TASKS, get_task, task_of
-from equipoise.export.torch_model import NamedModule, build_module, load_module, named_outputs
+from equipoise.sources.source import parse_source
+from equipoise.sources.tasks import TASKS, get_task, task_of
+from equipoise.sources.torch_model import NamedModule, build_module, load_module, named_outputs
 
 SMALL = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,

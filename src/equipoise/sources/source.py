@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from equipoise.errors import SourceError
-from equipoise.export.checkpoint import SUFFIXES
-from equipoise.export.tasks import TASKS, get_task, task_of
-from equipoise.export.transformers_model import read_config, weight_files
+from equipoise.sources.checkpoint import SUFFIXES
+from equipoise.sources.tasks import TASKS, get_task, task_of
+from equipoise.sources.transformers_model import read_config, weight_files
 
 Kind = Literal["factory", "timm", "transformers", "program", "onnx"]
 TIMM_PREFIX: Final = "timm:"

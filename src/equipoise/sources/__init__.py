@@ -1,0 +1,1 @@
+"""Trained models: where they come from, and opening them in PyTorch without trusting them."""
