@@ -18,6 +18,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "tensorrt_rtx": "tensorrt-rtx-cu13",
     "pynvml": "nvidia-ml-py",
+    "torch_pruning": "torch-pruning",
     "model_signing": "model-signing",
 }
 

@@ -328,7 +328,7 @@ def test_only_fs_writes_files(file: Path) -> None:
     [
         ("fs", "import equipoise.data.store"),
         ("fs", "from equipoise import stages"),
-        ("quantize", "from equipoise.sources.source import Source"),
+        ("quantize", "from equipoise.export.config import ExportConfig"),
         ("export", "def f():\n    from equipoise.quantize import calibrate"),
         ("graph", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import equipoise.cli"),
         ("parity", "from equipoise.measure import latency"),
