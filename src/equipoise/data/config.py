@@ -29,6 +29,14 @@ class DataConfig:
         preprocessing: What pictures go through.
         input_name: Input that pictures go to.
         seed: Of the split.
+        for_training: Prepare training and validation samples too.
+        train: Training data in the same words; None takes the training part that ``data`` has, or
+            cuts ``data`` into parts.
+        train_files: The file or directory inside ``train``.
+        validation: Data to decide by while training; None takes a part of the training data.
+        validation_files: The file or directory inside ``validation``.
+        training_samples: Train on so many samples only.
+        validation_samples: Most validation samples.
     """
 
     data: str
@@ -46,3 +54,10 @@ class DataConfig:
     preprocessing: ImagePreprocessing | None = None
     input_name: str = ""
     seed: int = 0
+    for_training: bool = False
+    train: str | None = None
+    train_files: Path | None = None
+    validation: str | None = None
+    validation_files: Path | None = None
+    training_samples: int | None = None
+    validation_samples: int = 2000

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from equipoise.data.config import DataConfig
-from equipoise.data.readers.base import Sample, read
+from equipoise.data.parts import Parts, drawn, training_parts
+from equipoise.data.readers.base import DataSet, Sample, read
 from equipoise.data.store import Rows, write_rows
 from equipoise.data.text import OPTIONAL_INPUTS, TEXT_INPUTS
 from equipoise.errors import DataError
@@ -30,6 +31,8 @@ class DataRecord:
         calibration_samples: Number of calibration samples.
         evaluation_samples: Number of evaluation samples.
         warnings: What the user should know about the data.
+        training_samples: Number of training samples; 0 where none were asked for.
+        validation_samples: The same of validation samples.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -37,25 +40,23 @@ class DataRecord:
     calibration_samples: int
     evaluation_samples: int
     warnings: tuple[str, ...]
+    training_samples: int = 0
+    validation_samples: int = 0
 
 
 def prepare_data(config: DataConfig, *, output: Path) -> DataRecord:
     """Write ``calibration``, ``evaluation`` and ``labels`` rows into ``output``.
+
+    For training also ``training``, ``training_labels``, ``validation`` and ``validation_labels``,
+    without the labels where the data has none.
 
     Raises:
         DataError: The data is missing, empty, not of the form it claims, or its calibration part
             does not fit its evaluation part.
     """
     found = read(config.data, config=config)
-    if config.calibration is not None:
-        calibration: Sequence[Sample] = read(config.calibration, config=config).evaluation
-        evaluation = found.evaluation
-    elif not config.labelled:
-        calibration = evaluation = found.evaluation
-    elif found.calibration:
-        calibration, evaluation = found.calibration, found.evaluation
-    else:
-        calibration, evaluation = _set_aside(found.evaluation, config)
+    parts = training_parts(found, config) if config.for_training else None
+    calibration, evaluation = _calibration(found, config, parts=parts)
     calibration = _without_extras(_drawn(calibration, config), config)
     evaluation = _without_extras(evaluation[: config.samples], config)
     _check_alike(calibration, evaluation)
@@ -63,15 +64,52 @@ def prepare_data(config: DataConfig, *, output: Path) -> DataRecord:
     _check_finite(evaluation, "evaluation")
     write_rows(output / "calibration", (sample.feeds for sample in calibration))
     write_rows(output / "evaluation", (sample.feeds for sample in evaluation))
-    write_rows(output / "labels", ({"label": np.asarray(s.label)} for s in evaluation))
+    write_rows(output / "labels", _labels(evaluation))
+    if parts is not None:
+        _write_training(parts, config, output=output)
     return DataRecord(
         inputs=input_specs(Rows(output / "evaluation")),
         labels=found.labels,
         calibration_samples=len(calibration),
         evaluation_samples=len(evaluation),
         # Calibration looks at its samples itself; here they are weighed for what else uses them.
-        warnings=(*found.warnings, *(_warnings(calibration) if config.labelled else ())),
+        warnings=(
+            *found.warnings,
+            *(parts.warnings if parts else ()),
+            *(_warnings(calibration) if config.labelled else ()),
+        ),
+        training_samples=len(parts.training) if parts else 0,
+        validation_samples=len(parts.validation) if parts else 0,
     )
+
+
+def _calibration(
+    found: DataSet, config: DataConfig, *, parts: Parts | None
+) -> tuple[Sequence[Sample], Sequence[Sample]]:
+    """Samples to calibrate on, and those to evaluate on."""
+    if config.calibration is not None:
+        calibration = read(config.calibration, config=config).evaluation
+        return calibration, parts.evaluation if parts else found.evaluation
+    if parts is not None:
+        return found.calibration or parts.training, parts.evaluation
+    if not config.labelled:
+        return found.evaluation, found.evaluation
+    if found.calibration:
+        return found.calibration, found.evaluation
+    return _set_aside(found.evaluation, config)
+
+
+def _labels(samples: Sequence[Sample]) -> Iterator[dict[str, Array]]:
+    return ({"label": np.asarray(sample.label)} for sample in samples)
+
+
+def _write_training(parts: Parts, config: DataConfig, *, output: Path) -> None:
+    for name, samples in (("training", parts.training), ("validation", parts.validation)):
+        kept = _without_extras(samples, config)
+        _check_finite(kept, name)
+        write_rows(output / name, (sample.feeds for sample in kept))
+        if config.labelled:
+            write_rows(output / f"{name}_labels", _labels(kept))
 
 
 def _without_extras(samples: Sequence[Sample], config: DataConfig) -> Sequence[Sample]:
@@ -104,24 +142,7 @@ def _set_aside(
 
 def _drawn(samples: Sequence[Sample], config: DataConfig) -> Sequence[Sample]:
     """``calibration_samples`` of the samples, drawn at random, in their order."""
-    if len(samples) <= config.calibration_samples:
-        return samples
-    order = np.random.default_rng(config.seed).permutation(len(samples))
-    return _Chosen(samples, sorted(order[: config.calibration_samples].tolist()))
-
-
-class _Chosen(Sequence[Sample]):
-    """Some of the samples, each read when it is asked for."""
-
-    def __init__(self, samples: Sequence[Sample], indices: Sequence[int]) -> None:
-        self._samples, self._indices = samples, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        chosen = self._indices[index]
-        return _Chosen(self._samples, chosen) if isinstance(index, slice) else self._samples[chosen]
+    return drawn(samples, config.calibration_samples, seed=config.seed)
 
 
 def _check_alike(calibration: Sequence[Sample], evaluation: Sequence[Sample]) -> None:

@@ -38,12 +38,17 @@ class DataSet:
             form has no part of its own for that.
         labels: Class names in index order; empty when the data has numbers only.
         warnings: What the user should know.
+        training: Samples to train on, where the form has a part for that and
+            ``DataConfig.for_training`` asks for it.
+        validation: Samples to decide by while training, under the same conditions.
     """
 
     evaluation: Sequence[Sample]
     calibration: Sequence[Sample] = ()
     labels: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    training: Sequence[Sample] = ()
+    validation: Sequence[Sample] = ()
 
 
 class Reader(Protocol):
@@ -58,7 +63,7 @@ READERS: Final = Registry(
     group="equipoise.readers",
     builtin={
         name: f"equipoise.data.readers.{name}:read"
-        for name in ("conll", "digits", "images", "jsonl", "npz", "python")
+        for name in ("conll", "digits", "idx", "images", "jsonl", "npz", "python")
     },
 )
 PICTURES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
@@ -69,8 +74,8 @@ _FORM_OF_SUFFIX: Final = {
 }  # fmt: skip
 _FORMS: Final = (
     "Give digits, an .npz or .jsonl file, a CoNLL file (.txt, .conll, .bio) or directory, a"
-    " directory of pictures, or say the form: npz:PATH, jsonl:PATH, conll:PATH, images:PATH,"
-    " python:MODULE:FUNCTION."
+    " directory of pictures or of idx files, or say the form: npz:PATH, jsonl:PATH, conll:PATH,"
+    " images:PATH, idx:PATH, python:MODULE:FUNCTION."
 )
 
 
@@ -95,6 +100,8 @@ def split_form(data: str) -> tuple[str, Path | None]:
 
 
 def _form_of_directory(path: Path) -> str:
+    if next(path.glob("*-idx?-ubyte*"), None):
+        return "idx"
     has_pictures = any(file.suffix.lower() in PICTURES for file in path.rglob("*"))
     return "images" if has_pictures else "conll"
 

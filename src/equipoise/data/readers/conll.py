@@ -23,6 +23,7 @@ _TAG: Final = re.compile(r"O|[BIES]-.+")
 _GAP: Final = re.compile(r"[ \t]+")
 _EVALUATION: Final = ("test.txt", "valid.txt")
 _CALIBRATION: Final = ("valid.txt", "train.txt")
+_TRAINING, _VALIDATION = "train.txt", "valid.txt"
 
 
 def read(path: Path | None, *, config: DataConfig) -> DataSet:
@@ -48,7 +49,27 @@ def read(path: Path | None, *, config: DataConfig) -> DataSet:
         calibration=others,
         labels=labels,
         warnings=truncation_warnings(encoder, config),
+        **_training(place, evaluation, encoder, config=config, labels=labels),
     )
+
+
+def _training(
+    place: Path,
+    evaluation: Path,
+    encoder: TextEncoder,
+    *,
+    config: DataConfig,
+    labels: Sequence[str],
+) -> dict[str, list[Sample]]:
+    """The files of a directory that are for training; only read where they are asked for."""
+    wanted = {"training": place / _TRAINING, "validation": place / _VALIDATION}
+    if not config.for_training or not place.is_dir():
+        return {}
+    return {
+        part: encode_sentences(list(read_sentences(file)), encoder, labels=labels, where=str(file))
+        for part, file in wanted.items()
+        if file.is_file() and file != evaluation
+    }
 
 
 def truncation_warnings(encoder: TextEncoder, config: DataConfig) -> tuple[str, ...]:

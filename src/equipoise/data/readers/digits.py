@@ -46,4 +46,5 @@ def read(path: Path | None, *, config: DataConfig) -> DataSet:  # noqa: ARG001
         evaluation=samples(held_out),
         calibration=samples(train),
         labels=tuple(str(digit) for digit in range(10)),
+        training=samples(train),
     )
