@@ -1,0 +1,1 @@
+"""Structured pruning of transformers models by their config, and trimming of vocabularies."""
