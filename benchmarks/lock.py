@@ -31,6 +31,7 @@ from _cases import lite0, minilm
 from equipoise import fs
 from equipoise.data.store import Rows
 from equipoise.engines import find_engine
+from equipoise.jobs import JobConfig, make_pipeline
 from equipoise.locking import check_locked, make_lock
 from equipoise.measure.interval import Interval
 from equipoise.measure.regression import (
@@ -48,7 +49,6 @@ from equipoise.quantizing import QuantizeRequest, quantize_model
 from equipoise.runtimes.engine import EngineFile
 from equipoise.stages import default_cache, versions_of
 from equipoise.targets.machine import Machine, detect_machine
-from equipoise.tuning import TuneConfig, make_pipeline
 
 VERSIONS = ("equipoise", "numpy", "onnx", "onnxruntime")
 SLOWDOWNS = (0.0, 0.02, 0.03, 0.05, 0.10)
@@ -154,11 +154,10 @@ def share_of(slower: int, checks: int, *, slowdown: float, openings: float) -> S
 
 def demo(folder: Path) -> Pipeline:
     """The digits demo, on the runtime that can be told to wait."""
-    config = TuneConfig(
+    config = JobConfig(
         source="module:examples.digits.model:build",
         weights=folder / "model.safetensors",
         data="digits",
-        output=folder,
         threads=1,
     )
     made = make_pipeline(config)

@@ -15,6 +15,7 @@ import pytest
 
 from equipoise import locking, record
 from equipoise.errors import IncompatibleError, InputError, UsageError
+from equipoise.jobs import JobConfig, make_pipeline
 from equipoise.locked import (
     Lock,
     compare,
@@ -30,7 +31,6 @@ from equipoise.pipeline import Pipeline
 from equipoise.report.gates import Gate
 from equipoise.runtimes.engine import EngineFile
 from equipoise.runtimes.protocol import SessionSettings
-from equipoise.tuning import TuneConfig, make_pipeline
 
 SETTINGS = LatencySettings(rounds=2, pairs=(4, 8))
 
@@ -49,10 +49,9 @@ def data(tmp_path_factory: pytest.TempPathFactory, linear_onnx: Path) -> Path:
 def pipeline_of(model: Path, data: Path, *, metric: str = "accuracy") -> Pipeline:
     """As ``check`` makes it."""
     return make_pipeline(
-        TuneConfig(
+        JobConfig(
             source=str(model),
             data=str(data),
-            output=Path(),
             metric=metric or "accuracy",
             threads=1,
             labelled=bool(metric),

@@ -19,6 +19,7 @@ from equipoise.data.metrics import Metric, get_metric
 from equipoise.data.store import Rows
 from equipoise.engines import find_engine
 from equipoise.errors import UsageError
+from equipoise.jobs import JobConfig, make_pipeline
 from equipoise.locked import read_lock
 from equipoise.locking import LatencySettings, check_locked
 from equipoise.measure.interval import metric_interval, paired_drop
@@ -35,7 +36,6 @@ from equipoise.sources.source import parse_source
 from equipoise.spec import Array
 from equipoise.stages import Observer, StageRunner, default_cache
 from equipoise.targets.machine import detect_machine
-from equipoise.tuning import TuneConfig, make_pipeline
 
 _METRICS: Final = {"token-classification": "entity-f1"}
 """Task -> its metric; accuracy for others."""
@@ -108,7 +108,7 @@ def run_check(request: CheckRequest, *, observer: Observer | None = None) -> Che
         return _golden(request, observer or Observer())
     if request.locked is not None:
         request = _as_locked(request, request.locked)
-    pipeline = make_pipeline(_tune_config(request), observer=observer)
+    pipeline = make_pipeline(_job_config(request), observer=observer)
     with fs.scratch_directory() as folder:
         found = _Checks(pipeline, request, folder=folder, observer=observer).run()
     locked = _locked(request, pipeline, observer=observer)
@@ -150,11 +150,10 @@ def _golden(request: CheckRequest, observer: Observer) -> CheckRecord:
     return check_golden(request.engines, settings, runner=runner, observer=observer)
 
 
-def _tune_config(request: CheckRequest) -> TuneConfig:
-    return TuneConfig(
+def _job_config(request: CheckRequest) -> JobConfig:
+    return JobConfig(
         source=request.against,
         data=request.data,
-        output=Path(),
         weights=request.weights,
         task=request.task,
         target=request.target,

@@ -15,6 +15,7 @@ from equipoise.bundle.manifest import Licences, Manifest, Needs
 from equipoise.bundle.writer import check_replaceable, is_archive_name
 from equipoise.data.store import Rows
 from equipoise.errors import InputError, UsageError
+from equipoise.jobs import JobConfig, make_pipeline
 from equipoise.parity.compare import Comparison
 from equipoise.parity.precision import precision_of
 from equipoise.parity.record import ParityRecord
@@ -26,7 +27,6 @@ from equipoise.stages import Observer, versions_of
 from equipoise.targets.machine import detect_machine
 from equipoise.targets.profile import Target
 from equipoise.targets.profiles import get_target, target_names
-from equipoise.tuning import TuneConfig, make_pipeline
 
 _ENGINE_FILE: Final = "engine.onnx"
 _FALLBACK: Final = "float32"
@@ -112,7 +112,7 @@ def pack_engines(request: PackRequest, *, observer: Observer | None = None) -> P
     """
     _check(request)
     check_replaceable(request.output)
-    pipeline = make_pipeline(_tune_config(request), observer=observer)
+    pipeline = make_pipeline(_job_config(request), observer=observer)
     with fs.scratch_directory() as folder:
         parts = _parts(request, pipeline, folder=folder)
         ran = [_compared(part, pipeline, stated=request.tolerances) for part in parts]
@@ -149,11 +149,10 @@ def _check(request: PackRequest) -> None:
             raise UsageError(f"--tolerance {name}={value:g}; it must be at least 0")
 
 
-def _tune_config(request: PackRequest) -> TuneConfig:
-    return TuneConfig(
+def _job_config(request: PackRequest) -> JobConfig:
+    return JobConfig(
         source=request.against,
         data=request.data,
-        output=Path(),
         weights=request.weights,
         task=request.task,
         samples=request.samples,

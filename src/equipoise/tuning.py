@@ -8,10 +8,7 @@ from typing import Final
 
 from equipoise import fs
 from equipoise.bundle.writer import check_replaceable
-from equipoise.data.config import DataConfig
 from equipoise.data.metrics import Metric, get_metric
-from equipoise.data.preprocessing import read_processor
-from equipoise.data.readers.base import split_form
 from equipoise.errors import (
     AccuracyError,
     EquipoiseError,
@@ -20,10 +17,11 @@ from equipoise.errors import (
     RecipeError,
     UsageError,
 )
+from equipoise.jobs import FREE_BYTES, JobConfig, make_pipeline
 from equipoise.measure.evaluate import read_statistics
 from equipoise.measure.interval import metric_interval, paired_drop, smallest_provable_drop
 from equipoise.pack import pack
-from equipoise.pipeline import Job, Pipeline
+from equipoise.pipeline import Pipeline
 from equipoise.recipe import Recipe
 from equipoise.report.write import write_report
 from equipoise.runtimes.registry import BUILDERS
@@ -31,12 +29,9 @@ from equipoise.search.candidates import BASELINE, candidates
 from equipoise.search.choose import choose, pareto_front
 from equipoise.search.result import Candidate, Measurement, TuneResult, Verdict
 from equipoise.search.verdict import judge
-from equipoise.sources.source import parse_source
-from equipoise.stages import Observer, StageRunner, default_cache, versions_of
-from equipoise.targets.machine import detect_machine
-from equipoise.targets.profiles import get_target, require_measurable
+from equipoise.stages import Observer, versions_of
+from equipoise.targets.profiles import require_measurable
 
-_FREE_BYTES: Final = 64 << 20
 _VERSIONS: Final = (
     "equipoise", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers"
 )  # fmt: skip
@@ -45,54 +40,18 @@ _NOT_THE_CANDIDATES: Final = (LockError, OutputError)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig:
+class TuneConfig(JobConfig):
     """What to tune, on what data, for what, and how well.
 
     Attributes:
-        source: ``module:package.mod:factory``, a transformers directory, or an ``.onnx`` file.
-        data: ``digits``, an ``.npz``, CoNLL or JSONL file, or a directory of CoNLL files.
         output: Directory for ``bundle/``, ``report.html`` and ``results.json``.
-        weights: Safetensors file for a factory.
-        task: Head of a transformers model; from its config when empty.
-        calibration: Calibration data; a part of ``data`` is set aside when None.
-        target: Name of a target profile.
-        metric: ``accuracy``, ``macro-f1``, ``entity-f1`` or ``cosine``.
         max_drop: Largest allowed drop of the metric, absolute: 0.01 is one point.
-        samples: Evaluate on the first so many samples only.
-        calibration_samples: Number of calibration samples.
-        max_length: Most tokens per text.
-        tokenizer: ``tokenizer.json`` for text data with an ONNX or factory source.
-        labels: Class names in index order, for a source that does not know them.
-        threads: Threads per operator; all usable cores when None.
-        rounds: Interleaved rounds of each latency measurement.
-        time_limit_s: Limit for one stage.
-        cache: Directory of stage results; the user's cache when None.
-        fresh: Run every stage again.
-        labelled: Whether the data has to have labels.
         float_fallback: Put the float engine into the bundle too, for devices that the chosen one
             does not fit.
     """
 
-    source: str
-    data: str
     output: Path
-    weights: Path | None = None
-    task: str = ""
-    calibration: str | None = None
-    target: str = "cpu"
-    metric: str = "accuracy"
     max_drop: float = 0.01
-    samples: int | None = None
-    calibration_samples: int = 128
-    max_length: int = 512
-    tokenizer: Path | None = None
-    labels: tuple[str, ...] = ()
-    threads: int | None = None
-    rounds: int = 60
-    time_limit_s: float = 3600.0
-    cache: Path | None = None
-    fresh: bool = False
-    labelled: bool = True
     float_fallback: bool = False
 
 
@@ -109,9 +68,11 @@ def tune(config: TuneConfig, *, observer: Observer | None = None) -> TuneResult:
         AccuracyError: The float engine itself loses more of the metric than is allowed.
         OutputError: The output directory cannot be written.
     """
+    if config.max_drop < 0:
+        raise UsageError(f"--max-drop is {config.max_drop}; it must be at least 0")
     pipeline = make_pipeline(config, observer=observer)
     require_measurable(pipeline.job.target, machine=pipeline.job.machine, runtimes=BUILDERS.names())
-    fs.check_writable(config.output, needed_bytes=_FREE_BYTES)
+    fs.check_writable(config.output, needed_bytes=FREE_BYTES)
     check_replaceable(config.output / "bundle")
     result = _search(pipeline, config)
     with fs.staged_directory(config.output / ".next") as staging:
@@ -119,61 +80,6 @@ def tune(config: TuneConfig, *, observer: Observer | None = None) -> TuneResult:
         write_report(result, output=staging)
     _publish(config.output)
     return result
-
-
-def make_pipeline(config: TuneConfig, *, observer: Observer | None = None) -> Pipeline:
-    """Check what can be checked without work, and set up the stages.
-
-    Raises:
-        As :func:`tune`.
-    """
-    _check_settings(config)
-    source = parse_source(config.source, weights=config.weights, task=config.task)
-    machine = detect_machine()
-    target = get_target(config.target, machine=machine)
-    data = DataConfig(
-        data=config.data,
-        files=split_form(config.data)[1],
-        calibration=config.calibration,
-        calibration_files=split_form(config.calibration)[1] if config.calibration else None,
-        task=source.task,
-        tokenizer=config.tokenizer or source.tokenizer,
-        labels=config.labels or source.labels,
-        samples=config.samples,
-        calibration_samples=config.calibration_samples,
-        max_length=config.max_length,
-        labelled=config.labelled,
-        preprocessing=read_processor(source.processor) if source.processor else None,
-    )
-    cache = config.cache or default_cache()
-    fs.check_writable(cache, needed_bytes=_FREE_BYTES)
-    runner = StageRunner(
-        cache, observer=observer, time_limit_s=config.time_limit_s, fresh=config.fresh
-    )
-    job = Job(
-        source=source,
-        data=data,
-        target=target,
-        machine=machine,
-        metric=config.metric,
-        threads=config.threads or machine.cores,
-        rounds=config.rounds,
-    )
-    return Pipeline(job, runner=runner)
-
-
-def _check_settings(config: TuneConfig) -> None:
-    get_metric(config.metric, labels=config.labels or ("",))
-    for name, value, least in (
-        ("--max-drop", config.max_drop, 0.0),
-        ("--rounds", config.rounds, 10),
-        ("--threads", config.threads, 1),
-        ("--samples", config.samples, 1),
-        ("--calibration-samples", config.calibration_samples, 1),
-        ("--max-length", config.max_length, 2),
-    ):
-        if value is not None and value < least:
-            raise UsageError(f"{name} is {value}; it must be at least {least}")
 
 
 def _search(pipeline: Pipeline, config: TuneConfig) -> TuneResult:

@@ -17,9 +17,9 @@ import numpy as np
 
 import equipoise as library
 from equipoise.bundle.reading import open_bundle
+from equipoise.jobs import JobConfig, make_pipeline
 from equipoise.pack import pack
 from equipoise.report.write import read_result
-from equipoise.tuning import TuneConfig, make_pipeline
 
 
 def test_tune_writes_a_verified_bundle_a_report_and_results(tuned: Path) -> None:
@@ -156,9 +156,9 @@ def test_check_passes_on_the_bundle_and_on_its_source(workbench, tuned: Path, eq
 
 def test_a_float_fallback_ships_beside_the_chosen_engine(workbench, tuned, tmp_path) -> None:
     """Last, so that a device that fits nothing else still has an engine."""
-    config = TuneConfig(
-        source=str(workbench.model), data=str(workbench.data), output=tmp_path, metric="accuracy",
-        max_drop=0.02, threads=1, rounds=12,
+    config = JobConfig(
+        source=str(workbench.model), data=str(workbench.data), metric="accuracy",
+        threads=1, rounds=12,
     )  # fmt: skip
     result = replace(read_result(tuned / "results.json"), chosen="int8-static")
     pack(make_pipeline(config), result, output=tmp_path / "bundle", fallback=True)

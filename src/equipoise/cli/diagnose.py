@@ -34,15 +34,14 @@ def command(
 ) -> None:
     """Find out why a quantised model lost accuracy or gained no speed."""
     from equipoise import fs
+    from equipoise.jobs import JobConfig, make_pipeline
     from equipoise.quantize.diagnose import DiagnoseConfig
-    from equipoise.tuning import TuneConfig, make_pipeline
 
     if html is not None:
         fs.check_writable(html.parent)
-    config = TuneConfig(
+    config = JobConfig(
         source=str(model),
         data=data,
-        output=Path(),
         task=task,
         tokenizer=tokenizer,
         labels=options.names(labels),

@@ -53,13 +53,12 @@ def command(
     """
     from equipoise import fs
     from equipoise.engines import find_engine
+    from equipoise.jobs import JobConfig, make_pipeline
     from equipoise.locking import LatencySettings, make_lock
-    from equipoise.tuning import TuneConfig, make_pipeline
 
-    config = TuneConfig(
+    config = JobConfig(
         source=against,
         data=data,
-        output=output.parent,
         weights=weights,
         task=task,
         target=target,
