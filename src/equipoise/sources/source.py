@@ -11,15 +11,17 @@ from typing import Any, Final, Literal
 
 from equipoise.errors import SourceError
 from equipoise.sources.checkpoint import SUFFIXES
+from equipoise.sources.derived import Derivation, is_derived, read_derivation
 from equipoise.sources.tasks import TASKS, get_task, task_of
 from equipoise.sources.transformers_model import read_config, weight_files
 
-Kind = Literal["factory", "timm", "transformers", "program", "onnx"]
+Kind = Literal["factory", "timm", "transformers", "derived", "program", "onnx"]
 TIMM_PREFIX: Final = "timm:"
 _FACTORY_PREFIX: Final = "module:"
 _FORMS: Final = (
     "Give module:package.mod:factory or timm:NAME with --weights FILE, a local transformers"
-    " directory, a .pt2 program of torch.export, or an .onnx file."
+    " directory, a directory that equipoise has written, a .pt2 program of torch.export, or an"
+    " .onnx file."
 )
 
 
@@ -30,12 +32,12 @@ class Source:
     Attributes:
         kind: What builds it.
         name: What the user typed.
-        path: The transformers directory, ``.pt2`` program or ``.onnx`` file.
-        factory: ``package.mod:function`` that builds the ``torch.nn.Module``.
+        path: The transformers or derived directory, ``.pt2`` program or ``.onnx`` file.
+        factory: ``package.mod:function`` that builds the ``torch.nn.Module``, or that of the base.
         weights: The checkpoint for a factory or a model of timm.
         task: What the model is for: a name in ``tasks.TASKS``, or empty when nothing says.
         code_sha256: Hash of the Python files beside the factory, so that an edit counts.
-        labels: Class names in index order, from a transformers config.
+        labels: Class names in index order, from a transformers config or a derived directory.
         tokenizer: ``tokenizer.json`` of a transformers directory.
         processor: Its ``preprocessor_config.json`` or ``processor_config.json``.
     """
@@ -67,8 +69,8 @@ def parse_source(name: str, *, weights: Path | None = None, task: str = "") -> S
     """Find out what ``name`` means, and that it is there.
 
     Args:
-        name: ``module:package.mod:factory``, ``timm:NAME``, a transformers directory, a ``.pt2``
-            program or an ``.onnx`` file.
+        name: ``module:package.mod:factory``, ``timm:NAME``, a transformers directory, one that
+            ``saving.save_source`` has written, a ``.pt2`` program or an ``.onnx`` file.
         weights: Checkpoint for a factory or timm: .safetensors, .pth, .pt or .bin.
         task: What a model is for; read from its config when empty.
 
@@ -90,7 +92,7 @@ def parse_source(name: str, *, weights: Path | None = None, task: str = "") -> S
         )
     path = Path(name)
     if path.is_dir():
-        return _transformers(path, task=task)
+        return _derived(path, task=task) if is_derived(path) else _transformers(path, task=task)
     return _file(path, task=task)
 
 
@@ -171,6 +173,51 @@ def _transformers(path: Path, *, task: str) -> Source:
         labels=_labels(config, path) if TASKS[found].classes else (),
         tokenizer=_first_file(path, "tokenizer.json"),
         processor=_first_file(path, "preprocessor_config.json", "processor_config.json"),
+    )
+
+
+def _derived(path: Path, *, task: str) -> Source:
+    found = read_derivation(path)
+    base = _base(found, where=str(path))
+    return Source(
+        kind="derived",
+        name=str(path),
+        path=path.resolve(),
+        factory=base.factory,
+        task=task or found.task,
+        code_sha256=base.code_sha256,
+        labels=found.labels,
+    )
+
+
+def base_of(source: Source) -> Source:
+    """What builds a source of kind ``derived``, without weights; any other is its own base.
+
+    Raises:
+        SourceError: The description cannot be read, or what it names cannot be found.
+    """
+    if source.kind != "derived":
+        return source
+    path = path_of(source)
+    return _base(read_derivation(path), where=str(path))
+
+
+def _base(derivation: Derivation, *, where: str) -> Source:
+    name = derivation.base
+    if name.startswith(TIMM_PREFIX):
+        return Source(kind="timm", name=name, task=derivation.task)
+    factory = name.removeprefix(_FACTORY_PREFIX)
+    module, _, function = factory.partition(":")
+    if not module or not function:
+        raise SourceError(f"{where}: its base {name!r} names no function")
+    try:
+        code = _code_sha256(module)
+    except SourceError as error:
+        raise SourceError(
+            f"{where}: its base {name!r}: {error.message}", hint=error.hint
+        ) from error
+    return Source(
+        kind="factory", name=name, factory=factory, task=derivation.task, code_sha256=code
     )
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from equipoise import extras
 from equipoise.errors import SourceError
 from equipoise.sources.checkpoint import load_weights, require_finite_weights
+from equipoise.sources.derived import WEIGHTS, apply_, read_derivation, stored_shapes
 from equipoise.sources.program import load_program, program_module
-from equipoise.sources.source import TIMM_PREFIX, Source, path_of
+from equipoise.sources.source import TIMM_PREFIX, Source, base_of, path_of
 from equipoise.sources.timm_model import build_timm
 from equipoise.sources.transformers_model import build_transformers, load_transformers
 from equipoise.spec import Array, describe
@@ -39,13 +40,21 @@ def load_module(source: Source) -> Any:
 
 
 def build_module(source: Source) -> Any:
-    """The same without weights, on PyTorch's ``meta`` device. Raises as above."""
+    """The same without weights, on PyTorch's ``meta`` device where it can be built there.
+
+    Raises as above.
+    """
     torch = extras.require("torch")
     if source.kind == "program":
         return _program(source)
     with torch.device("meta"):
         if source.kind == "transformers":
             return build_transformers(path_of(source), task=source.task)
+        try:
+            return _EMPTY[source.kind](source)
+        except (RuntimeError, NotImplementedError):
+            pass  # it looks at numbers while it is built, which there are none of
+    with torch.random.fork_rng(devices=[]):
         return _EMPTY[source.kind](source)
 
 
@@ -73,6 +82,21 @@ def _factory(source: Source) -> Any:
     return module
 
 
+def _derived(source: Source) -> Any:
+    """The module that the first base builds, in its new sizes, with no weights yet."""
+    directory = path_of(source)
+    shapes = stored_shapes(directory / WEIGHTS)
+    module = _EMPTY[base_of(source).kind](base_of(source))
+    apply_(module, read_derivation(directory), shapes=shapes, where=source.name)
+    return module
+
+
+def _load_derived(source: Source) -> Any:
+    module = _derived(source)
+    load_weights(module, path_of(source) / WEIGHTS)
+    return module
+
+
 def _filled(build: Callable[[Source], Any]) -> Callable[[Source], Any]:
     """A loader that builds a module and gives it the weights in the source's file."""
 
@@ -85,12 +109,17 @@ def _filled(build: Callable[[Source], Any]) -> Callable[[Source], Any]:
     return load
 
 
-_EMPTY: Final = {"factory": _factory, "timm": _timm}
+_EMPTY: Final[dict[str, Callable[[Source], Any]]] = {
+    "factory": _factory,
+    "timm": _timm,
+    "derived": _derived,
+}
 _LOADERS: Final = {
     "transformers": _transformers,
     "program": _program,
     "factory": _filled(_factory),
     "timm": _filled(_timm),
+    "derived": _load_derived,
 }
 
 
