@@ -189,6 +189,43 @@ def test_a_missing_input_has_a_key_of_its_own(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "change", [{"name": "other"}, {"function": "a:b"}, {"packages": ("numpy",)}]
 )
+def test_a_field_that_changes_no_result_is_not_in_the_key(bench: Bench) -> None:
+    """``NOT_IN_KEY`` leaves one field out, in a nested config too, and no other."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Inner:
+        kept: int
+        place: str = dataclasses.field(default="", metadata=stages.NOT_IN_KEY)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Outer:
+        inner: Inner
+        threads: int = dataclasses.field(default=1, metadata=stages.NOT_IN_KEY)
+
+    keys = [
+        stage_key(bench.stage, Outer(inner=inner, threads=threads))
+        for inner, threads in (
+            (Inner(kept=1), 1),
+            (Inner(kept=1, place="elsewhere"), 2),
+            (Inner(kept=2), 1),
+        )
+    ]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_each_process_of_a_distributed_run_has_a_cache_of_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first process made, the second makes too: they have to run a stage together."""
+    bench.run()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert bench.run().cached
+    monkeypatch.setenv("RANK", "1")
+    assert not bench.run().cached
+    assert bench.run().cached
+
+
 def test_stage_name_function_and_packages_are_in_the_key(
     bench: Bench, change: dict[str, Any]
 ) -> None:

@@ -102,7 +102,7 @@ def _run_child(
     with fs.appending(folder / "log.txt") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[writer])
     os.close(writer)
-    listener = threading.Thread(target=_forward, args=(reader, on_progress), daemon=True)
+    listener = threading.Thread(target=forward, args=(reader, on_progress), daemon=True)
     listener.start()
     try:
         return child.wait(timeout=time_limit_s)
@@ -117,7 +117,8 @@ def _run_child(
         listener.join(timeout=5)
 
 
-def _forward(reader: int, on_progress: Callable[[int, int], None]) -> None:
+def forward(reader: int, on_progress: Callable[[int, int], None]) -> None:
+    """Pass on the progress that a child writes to a pipe, until it closes it."""
     with os.fdopen(reader, "r", encoding="ascii") as lines:
         for line in lines:
             done, total = map(int, line.split())
@@ -127,14 +128,23 @@ def _forward(reader: int, on_progress: Callable[[int, int], None]) -> None:
 def _read_result(folder: Path, *, function: str, code: int) -> str:
     if code == 0 and (folder / "result.json").exists():
         return (folder / "result.json").read_text(encoding="utf-8")
-    if (folder / "error.json").exists():
-        text = (folder / "error.json").read_text(encoding="utf-8")
-        failure = record.loads(Failure, text, where="error.json", error=BackendError)
-        raise failure.raised()
-    raise BackendError(f"{function} {_death(code)}; its last words:\n{_tail(folder / 'log.txt')}")
+    told = told_error(folder)
+    if told is not None:
+        raise told
+    raise BackendError(f"{function} {death_of(code)}; its last words:\n{last_words(folder)}")
 
 
-def _death(code: int) -> str:
+def told_error(folder: Path) -> EquipoiseError | None:
+    """The error of the tree that a child left in ``folder``, if it left one."""
+    if not (folder / "error.json").exists():
+        return None
+    text = (folder / "error.json").read_text(encoding="utf-8")
+    failure = record.loads(Failure, text, where="error.json", error=BackendError)
+    return failure.raised()
+
+
+def death_of(code: int) -> str:
+    """How a child ended, in words."""
     if code >= 0:
         return f"ended with exit code {code}"
     try:
@@ -143,8 +153,10 @@ def _death(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
-def _tail(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL_CHARACTERS:].strip()
+def last_words(folder: Path) -> str:
+    """The end of what a child printed into ``log.txt``."""
+    text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    return text[-_LOG_TAIL_CHARACTERS:].strip()
 
 
 def _die_with_parent() -> None:

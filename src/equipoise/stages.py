@@ -29,6 +29,8 @@ from equipoise.isolation import run_isolated
 R = TypeVar("R")
 _LOCK_WAIT_S: Final = 3600.0
 _NOT_IN_KEYS: Final = {"cli", "report"}
+NOT_IN_KEY: Final = {"in_key": False}
+"""Metadata of a field of a config that changes no result: ``field(metadata=NOT_IN_KEY)``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,9 @@ class StageRunner:
     """Runs stages in child processes and keeps their results.
 
     Args:
-        cache: Directory of the cache.
+        cache: Directory of the cache. Processes of one distributed run (``RANK`` of the
+            environment) each have a part of their own: in a common one the first would hold the
+            lock of a stage in which it waits for the others.
         observer: Hears of progress.
         time_limit_s: Limit for one stage.
         fresh: Run every stage again and replace what is kept.
@@ -104,7 +108,7 @@ class StageRunner:
         time_limit_s: float = 3600.0,
         fresh: bool = False,
     ) -> None:
-        self._cache = cache
+        self._cache = _own_part(cache)
         self._observer = observer or Observer()
         self._time_limit_s = time_limit_s
         self._fresh = fresh
@@ -200,11 +204,15 @@ def stage_key(stage: Stage[Any], config: object) -> str:
 
 
 def by_content(value: object) -> record.Json:
-    """The JSON form of a config in which every path stands for the content that it names."""
+    """The JSON form of a config in which every path stands for the content that it names.
+
+    Fields that are ``NOT_IN_KEY`` are left out.
+    """
     if isinstance(value, Path):
         return content_sha256(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: by_content(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = (f for f in dataclasses.fields(value) if f.metadata.get("in_key", True))
+        return {f.name: by_content(getattr(value, f.name)) for f in fields}
     if isinstance(value, tuple | list):
         return [by_content(v) for v in value]
     if isinstance(value, Mapping):
@@ -259,6 +267,12 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "missing"
+
+
+def _own_part(cache: Path) -> Path:
+    rank = os.environ.get("RANK", "0")
+    alone = os.environ.get("WORLD_SIZE", "1") == "1" or rank == "0"
+    return cache if alone else cache / f"rank-{rank}"
 
 
 def default_cache() -> Path:
