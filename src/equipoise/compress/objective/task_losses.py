@@ -109,8 +109,11 @@ def task_loss(kind: Kind, *, outputs: Mapping[str, Tensor], batch: Mapping[str, 
             f"the task part of the loss needs labels, and the data has {', '.join(batch)} only",
             hint="Give labelled data, or learn from a teacher alone: set task to 0, logits to 1.",
         )
-    if kind in {"regression", "embedding"}:
-        return _vector_loss(kind, output.float(), _shaped(target, output, name=name))
+    if kind == "regression":
+        return value_error(output.float(), _shaped(target, output, name=name))
+    if kind == "embedding":
+        wanted = _shaped(target, output, name=name)
+        return vector_error(output.float(), wanted, mask=batch.get(MASK))
     return _cross_entropy(output, _fitting(target, output, name=name))
 
 
@@ -160,14 +163,32 @@ def relative_error(given: Tensor, wanted: Tensor) -> Tensor:
     return (given - wanted).square().sum(-1) / norm
 
 
-def _vector_loss(kind: Kind, output: Tensor, target: Tensor) -> Part:
+def value_error(given: Tensor, wanted: Tensor) -> Part:
+    """Squared error of float32 values [batch, ...], mean over the values of a sample."""
+    return total((given - wanted).square().reshape(len(given), -1).mean(1))
+
+
+def vector_error(given: Tensor, wanted: Tensor, *, mask: Tensor | None = None) -> Part:
+    """The :func:`relative_error` of vectors, summed.
+
+    Args:
+        given: float32 [batch, d], or [batch, n, d] with a vector at each position.
+        wanted: The same.
+        mask: [batch, n], 0 for padding, which is not counted. One of another shape says nothing
+            about these positions, and all of them count.
+    """
+    errors = relative_error(given, wanted)
+    fits = mask is not None and mask.shape == errors.shape
+    return total(errors, counted=mask != 0 if fits else None)
+
+
+def total(values: Tensor, *, counted: Tensor | None = None) -> Part:
+    """Sum and count. Nothing is picked out: that would make a GPU wait to learn how much it is."""
     torch = extras.require("torch")
-    if kind == "embedding":
-        errors = relative_error(output, target)
-        return errors.sum(), torch.full_like(errors.sum(), errors.numel())
-    samples = len(output)
-    total = (output - target).square().reshape(samples, -1).mean(1).sum()
-    return total, torch.full_like(total, samples)
+    if counted is None:
+        return values.sum(), torch.tensor(values.numel(), dtype=values.dtype, device=values.device)
+    kept = torch.where(counted, values, torch.zeros_like(values))
+    return kept.sum(), counted.sum().to(values.dtype)
 
 
 def _shaped(target: Tensor, output: Tensor, *, name: str) -> Tensor:
@@ -205,5 +226,5 @@ def _fitting(target: Tensor, output: Tensor, *, name: str) -> Tensor:
 def _cross_entropy(output: Tensor, labels: Tensor) -> Part:
     functional = extras.require("torch.nn.functional")
     scores = output.reshape(-1, output.shape[-1]).float()
-    total = functional.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum")
-    return total, (labels != IGNORED).sum().to(total.dtype)
+    losses = functional.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="none")
+    return total(losses, counted=labels != IGNORED)
