@@ -1,0 +1,246 @@
+"""The table stage: what each layer costs at each width, measured on the target's runtime."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from equipoise import fs, onnxio
+from equipoise.compress.latency.bare import bare
+from equipoise.compress.latency.operators import OneLayer, nothing, one_layer
+from equipoise.compress.latency.shapes import (
+    WEIGHT_BYTES,
+    Precision,
+    check_shape,
+    weight_values,
+)
+from equipoise.compress.latency.timing import Timed, Turns, median_of, time_in_turns
+from equipoise.compress.structure import LayerShape
+from equipoise.data.store import Rows
+from equipoise.errors import InputError, UsageError
+from equipoise.measure.interval import Interval
+from equipoise.runtimes.engine import EngineFile
+from equipoise.runtimes.protocol import SessionSettings
+from equipoise.runtimes.registry import builder
+from equipoise.spec import Array
+from equipoise.targets.machine import detect_machine
+from equipoise.targets.profile import Int8Scheme
+
+_SESSION_BYTES: Final = 4 << 20
+"""What an open session takes besides its weights, which it holds twice: as given, and packed."""
+
+_SHARE_OF_MEMORY: Final = 0.25
+_MOST_SESSIONS: Final = 600
+_MOST_SAMPLES: Final = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """What to measure.
+
+    Attributes:
+        shapes: Layers, as ``shapes_of`` lists them.
+        runtime: Runtime of the target.
+        machine: Description of the machine, so that a table is never taken for another's.
+        scheme: How the target wants its integers.
+        precision: Of the layers.
+        threads: Threads per operator.
+        static: Whether the model's batch and positions are fixed; TensorRT takes no others here.
+        rounds: Rounds over all layers at most; it stops when every median is certain to 3 %.
+        working_set_bytes: What one inference of the whole model reads. Between two calls of a layer
+            others read as much, so that its weights lie where they would lie in the model.
+        providers: Execution providers or devices of the runtime.
+        whole: Engine of the whole model in the same precision, timed among its layers; None for
+            none.
+        samples: Directory of its inputs, at the sizes that the shapes have.
+    """
+
+    shapes: tuple[LayerShape, ...]
+    runtime: str
+    machine: str
+    scheme: Int8Scheme
+    precision: Precision = "float32"
+    threads: int = 1
+    static: bool = False
+    rounds: int = 60
+    working_set_bytes: int = 0
+    providers: tuple[str, ...] = ()
+    whole: Path | None = None
+    samples: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerLatency:
+    """One layer.
+
+    Attributes:
+        shape: What was measured.
+        latency_ms: Milliseconds of a call less those of a call that does nothing.
+    """
+
+    shape: LayerShape
+    latency_ms: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTable:
+    """Measured latencies of layers.
+
+    Attributes:
+        layers: The layers.
+        call_ms: A call that does nothing.
+        whole_ms: The whole model, the call with it; None where none was given.
+        runtime: Runtime that ran them.
+        precision: Of the layers.
+        threads: Threads per operator.
+        machine: Description of the machine.
+        rounds: Times that each was timed.
+        took_s: Seconds that the table took.
+    """
+
+    layers: tuple[LayerLatency, ...]
+    call_ms: Interval
+    whole_ms: Interval | None
+    runtime: str
+    precision: Precision
+    threads: int
+    machine: str
+    rounds: int
+    took_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What was measured in one go."""
+
+    layers: tuple[LayerLatency, ...]
+    call_ms: Interval
+    whole_ms: Interval | None
+    rounds: int
+
+
+def measure_layers(config: TableConfig, *, output: Path) -> LayerTable:  # noqa: ARG001
+    """Measure every layer of ``config``; ``output`` stays empty, the record has it all.
+
+    Raises:
+        InputError: There is no layer to measure, or there can be no such layer.
+        UsageError: There is no such runtime, or a whole model is given without samples.
+        SourceError: The runtime refuses a layer.
+    """
+    begin = time.perf_counter()
+    _check(config)
+    parts = [_measure(config, shapes) for shapes in _parts(config)]
+    return LayerTable(
+        layers=tuple(layer for part in parts for layer in part.layers),
+        call_ms=parts[0].call_ms,
+        whole_ms=parts[0].whole_ms,
+        runtime=config.runtime,
+        precision=config.precision,
+        threads=config.threads,
+        machine=config.machine,
+        rounds=min(part.rounds for part in parts),
+        took_s=time.perf_counter() - begin,
+    )
+
+
+def _check(config: TableConfig) -> None:
+    if not config.shapes:
+        raise InputError("no layer to measure", hint="Give the shapes that shapes_of() lists.")
+    if (config.whole is None) != (config.samples is None):
+        raise UsageError("a whole model is timed on samples: give both, or none of them")
+    if config.rounds < 1:
+        raise UsageError(f"rounds is {config.rounds}; it has to be at least 1")
+    for shape in config.shapes:
+        check_shape(shape)
+
+
+def _parts(config: TableConfig) -> Iterator[tuple[LayerShape, ...]]:
+    """The shapes, each once, in parts whose engines fit into memory side by side."""
+    limit = detect_machine().memory_bytes * _SHARE_OF_MEMORY
+    part: list[LayerShape] = []
+    held = 0
+    for shape in dict.fromkeys(config.shapes):
+        needed = _SESSION_BYTES + 2 * weight_values(shape) * WEIGHT_BYTES[config.precision]
+        if part and (held + needed > limit or len(part) == _MOST_SESSIONS):
+            yield tuple(part)
+            part, held = [], 0
+        part.append(shape)
+        held += needed
+    yield tuple(part)
+
+
+def _measure(config: TableConfig, shapes: Sequence[LayerShape]) -> _Part:
+    """Open an engine for each of ``shapes``, and time them in turns with a call of nothing."""
+    with ExitStack() as stack:
+        timed = [_opened(nothing(), config, stack)]
+        timed += [_opened(_layer(shape, config), config, stack) for shape in shapes]
+        timed += _whole(config, stack)
+        turns = Turns(
+            rounds=config.rounds,
+            least_rounds=min(config.rounds, Turns.least_rounds),
+            working_set_bytes=config.working_set_bytes,
+        )
+        rows = time_in_turns(timed, turns=turns)
+    call = median_of(rows[:, :1])[0]
+    layers = median_of(rows[:, 1 : 1 + len(shapes)], less=call.value)
+    whole = median_of(rows[:, 1 + len(shapes) :])
+    return _Part(
+        layers=tuple(
+            LayerLatency(shape=shape, latency_ms=interval)
+            for shape, interval in zip(shapes, layers, strict=True)
+        ),
+        call_ms=call,
+        whole_ms=whole[0] if whole else None,
+        rounds=len(rows),
+    )
+
+
+def _settings(config: TableConfig) -> SessionSettings:
+    return SessionSettings(threads=config.threads, providers=config.providers)
+
+
+def _layer(shape: LayerShape, config: TableConfig) -> OneLayer:
+    return one_layer(shape, precision=config.precision, scheme=config.scheme, static=config.static)
+
+
+def _opened(layer: OneLayer, config: TableConfig, stack: ExitStack) -> Timed:
+    """An engine of one layer; its file is gone once it is open."""
+    settings = _settings(config)
+    model, feeds = layer.model, layer.feeds
+    if config.runtime == "onnxruntime" and not _accelerated(config):
+        model, feeds = bare(model, feeds, settings=settings)
+    read = model.ByteSize() + sum(array.nbytes for array in feeds.values())
+    with fs.scratch_directory() as folder:
+        onnxio.save_model(model, folder / "layer.onnx")
+        made = builder(config.runtime).build(
+            folder / "layer.onnx", fs.make_directory(folder / "engine"), settings=settings
+        )
+        file = EngineFile(file=folder / "engine" / made.file, runtime=config.runtime)
+        session = stack.enter_context(file.session(settings))
+    return Timed(session=session, feeds=(feeds,), read_bytes=read)
+
+
+def _accelerated(config: TableConfig) -> bool:
+    return any(name != "CPUExecutionProvider" for name in config.providers)
+
+
+def _whole(config: TableConfig, stack: ExitStack) -> list[Timed]:
+    """The whole model, which leaves the caches by itself as it found them."""
+    if config.whole is None or config.samples is None:
+        return []
+    file = EngineFile(file=config.whole, runtime=config.runtime)
+    session = stack.enter_context(file.session(_settings(config)))
+    rows = Rows(config.samples)
+    feeds = tuple(_copied(rows[index]) for index in range(min(len(rows), _MOST_SAMPLES)))
+    return [Timed(session=session, feeds=feeds, read_bytes=config.working_set_bytes)]
+
+
+def _copied(row: dict[str, Array]) -> dict[str, Array]:
+    """Arrays of its own, where those of a store on disk cannot be written."""
+    return {name: np.array(array) for name, array in row.items()}
