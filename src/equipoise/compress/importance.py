@@ -24,8 +24,13 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
+import numpy as np
+
 from equipoise import extras
+from equipoise.compress.objective.task_losses import LABEL, Kind, labels_of, task_loss
 from equipoise.errors import DataError, NonFiniteError
+from equipoise.sources.torch_model import NamedModule
+from equipoise.spec import Array
 
 Importance = Literal["l1", "l2", "taylor", "fisher", "activation"]
 FROM_GRADIENTS: Final = frozenset({"taylor", "fisher"})
@@ -248,3 +253,65 @@ def _require_samples(count: int, importance: str) -> None:
 def _require_finite(loss: Any, *, sample: int) -> None:
     if not bool(loss.isfinite()):
         raise NonFiniteError(f"the loss of sample {sample} is {float(loss)}; it must be finite")
+
+
+def sample_losses(
+    model: NamedModule,
+    *,
+    rows: Iterable[Mapping[str, Array]],
+    labels: Iterable[Mapping[str, Array]] | None,
+    kind: Kind | None,
+) -> Iterator[Any]:
+    """The loss of each sample, one forward pass as each is asked for.
+
+    Without labels, what the model itself says stands in for them: its likeliest class, as in the
+    empirical Fisher information; for outputs that are no classes a random direction of unit
+    variance, whose squared gradient is the Fisher information of a Gaussian about the output.
+
+    Args:
+        model: The model with the names of its inputs.
+        rows: Inputs by name, each with a batch of 1.
+        labels: The label of each row, under ``label``; None when there are none.
+        kind: The loss; None where the task has none, which needs no labels.
+
+    Yields:
+        Scalar tensors: the mean over what counts in the sample. Samples where nothing counts are
+        left out.
+
+    Raises:
+        DataError: The labels do not fit.
+    """
+    torch = extras.require("torch")
+    pairs = ((row, None) for row in rows) if labels is None else zip(rows, labels, strict=True)
+    generator = torch.Generator().manual_seed(0)
+    for row, label in pairs:
+        batch = {name: torch.from_numpy(row[name]) for name in model.names}
+        outputs = model.call(list(batch.values()))
+        if label is not None:
+            batch[LABEL] = _with_batch(label[LABEL])
+        loss, count = _one_loss(kind, outputs=outputs, batch=batch, generator=generator)
+        if count:
+            yield loss / count
+
+
+def _with_batch(label: Array) -> Any:
+    """A label with a batch of 1 before it, unless it has one: tokens come as [n] or [1, n]."""
+    torch = extras.require("torch")
+    array = np.asarray(label)
+    return torch.from_numpy(array if array.ndim > 1 else array[None])
+
+
+def _one_loss(
+    kind: Kind | None, *, outputs: Mapping[str, Any], batch: dict[str, Any], generator: Any
+) -> tuple[Any, Any]:
+    torch = extras.require("torch")
+    output = next(iter(outputs.values()))
+    if kind is not None and labels_of(kind, batch=batch) is None:
+        if kind in {"classification", "token-classification", "causal-lm"}:
+            batch = {**batch, LABEL: output.detach().argmax(-1)}
+        else:
+            kind = None
+    if kind is not None:
+        return task_loss(kind, outputs=outputs, batch=batch)
+    direction = torch.randn(output.shape, generator=generator)
+    return (output.float() * direction).sum(), torch.tensor(1.0)
