@@ -61,11 +61,78 @@ def test_accuracy_and_macro_f1_are_those_of_scikit_learn(pairs) -> None:
 def test_value_takes_many_totals_at_once() -> None:
     """The bootstrap passes [resamples, k] and gets [resamples]."""
     generator = np.random.default_rng(0)
-    for name, width in (("accuracy", 2), ("macro-f1", 9), ("entity-f1", 6), ("cosine", 2)):
+    widths = {"accuracy": 2, "macro-f1": 9, "entity-f1": 6, "cosine": 2, "pearson": 6, "r2": 4}
+    for name, width in widths.items():
         totals = generator.integers(1, 9, size=(7, width)).astype(float)
         metric = get_metric(name, labels=TAGS)
         each = [float(metric.value(row)) for row in totals]
         np.testing.assert_allclose(metric.value(totals), each)
+
+
+floats = st.floats(-1e3, 1e3, allow_subnormal=False)
+
+
+def of_values(name: str, pairs) -> float:
+    """The metric of samples given as pairs of predicted and true values."""
+    metric = get_metric(name, labels=())
+    rows = [metric.statistics({"y": np.array([[p]])}, np.float32(t), {}) for p, t in pairs]
+    return float(metric.value(np.sum(rows, axis=0)))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(floats, floats), min_size=2, max_size=20))
+def test_metrics_of_values_are_those_of_scikit_learn_and_numpy(pairs) -> None:
+    """Summed statistics give the metric of all values at once."""
+    from sklearn.metrics import r2_score
+
+    pairs = [(p, float(np.float32(t))) for p, t in pairs]
+    predicted, true = np.array(pairs).T
+    clear = min(np.ptp(side) / max(np.abs(side).max(), 1e-9) for side in (predicted, true))
+    if clear > 1e-2:  # else the sums have lost what the libraries see
+        expected = np.corrcoef(predicted, true)[0, 1]
+        assert of_values("pearson", pairs) == pytest.approx(expected, abs=1e-6)
+        assert of_values("r2", pairs) == pytest.approx(
+            r2_score(true, predicted), rel=1e-6, abs=1e-6
+        )
+
+
+def test_constant_values_have_no_correlation() -> None:
+    """0.1 summed up is not exact, and what is left of the variance is no variance."""
+    constant, varied = [(0.1, t) for t in (1, 2, 3)] * 5, [(p, 0.1) for p in (1, 2, 3)] * 5
+    assert of_values("pearson", constant) == 0
+    assert of_values("pearson", varied) == 0
+    assert of_values("r2", varied) == 0
+    assert of_values("r2", [(float(np.float32(0.1)), 0.1)] * 7) == 1
+
+
+def test_only_r2_sees_a_wrong_scale() -> None:
+    """Half of every value correlates fully, and explains less than all."""
+    pairs = [(t / 2, t) for t in (1.0, 2.0, 4.0)]
+    assert of_values("pearson", pairs) == pytest.approx(1)
+    assert of_values("r2", pairs) < 0.5
+
+
+def test_several_values_of_a_sample_are_metrics_of_their_own() -> None:
+    """The mean over the outputs: here 1 and -1."""
+    metric = get_metric("pearson", labels=())
+    rows = [metric.statistics({"y": np.array([[v, v]])}, np.array([v, -v]), {}) for v in (1, 2, 3)]
+    assert float(metric.value(np.sum(rows, axis=0))) == pytest.approx(0)
+
+
+def test_next_tokens_are_counted_where_there_are_labels() -> None:
+    """The last token of a text has none."""
+    metric = get_metric("next-token", labels=())
+    statistics = metric.statistics(scores([1, 2, 0], 3), np.array([1, 0, -100]), {})
+    assert statistics.tolist() == [1, 2]
+
+
+def test_values_and_classes_are_not_mixed_up() -> None:
+    """Accuracy of values, and values of another number."""
+    with pytest.raises(DataError, match=r"float32.*values, where this metric counts classes") as e:
+        get_metric("accuracy", labels=()).statistics(scores([0], 3), np.float32(0.5), {})
+    assert "pearson" in str(e.value)
+    with pytest.raises(DataError, match="the label has 2 values"):
+        get_metric("r2", labels=()).statistics({"y": np.ones((1, 1))}, np.ones(2), {})
 
 
 def test_ignored_positions_do_not_count() -> None:

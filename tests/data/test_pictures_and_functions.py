@@ -89,6 +89,10 @@ def broken():
     raise KeyError("no such table")
 def words():
     return [{"x": np.array(["a"]), "label": 0}]
+def values():
+    return [{"x": np.zeros((1, 2)), "label": v} for v in (0.25, 2.5)]
+def named():
+    return [{"x": np.zeros((1, 2)), "label": "cat"}]
 def lists():
     return [[1, 2]]
 number = 3
@@ -111,6 +115,15 @@ def test_a_function_gives_samples(module: str) -> None:
     assert set(bare.evaluation[0].feeds) == {"x"}
 
 
+def test_a_function_gives_values(module: str) -> None:
+    """Floats stay what they are, and are refused where the model has classes."""
+    name = f"{module}:values"
+    found = read(name, config=config(name)).evaluation
+    assert [sample.label.tolist() for sample in found] == [0.25, 2.5]
+    with pytest.raises(DataError, match=r"sample 0: 'label' is float64.*classes"):
+        read(name, config=config(name, labels=("cat", "dog")))
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -118,6 +131,7 @@ def test_a_function_gives_samples(module: str) -> None:
         ("broken", "failed: KeyError: 'no such table'"),
         ("words", "'x' holds no numbers"),
         ("lists", "sample 0 is list"),
+        ("named", "sample 0: 'label' is .*numbers are needed"),
         ("number", "is no function"),
         ("absent", "there is no such function"),
     ],

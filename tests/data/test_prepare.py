@@ -154,7 +154,7 @@ GOOD = np.ones((9, 2), np.float32)
         ({"x": GOOD, "y": np.zeros(9, int), "label": np.zeros(9, int)}, "exactly one label array"),
         ({"y": np.zeros(9, int)}, "no input array"),
         ({"x": GOOD, "y": np.zeros(8, int)}, "'x'.*8 labels"),
-        ({"x": GOOD, "y": np.zeros(9)}, "whole numbers"),
+        ({"x": GOOD, "y": np.zeros(9, bool)}, "numbers or names are needed"),
         ({"x": GOOD * np.nan, "y": np.zeros(9, int)}, "'x' holds NaN"),
         ({"x": GOOD.astype(complex), "y": np.zeros(9, int)}, "'x'.*numbers are needed"),
         ({"x": GOOD, "y": np.array(["cat"] * 9)}, "label 'cat' is not among"),

@@ -197,6 +197,90 @@ def test_labels_without_a_model_are_those_of_the_data(tmp_path, tokenizer) -> No
     assert [int(s.label) for s in found.evaluation] == [1, 2, 0]
 
 
+def written(path: Path, *lines: object) -> Path:
+    """JSON lines."""
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "expected"),
+    [
+        ((), [4.5, 2], [4.5, 2.0]),
+        (("LABEL_0",), [1, 5], [1.0, 5.0]),
+        ((), [[0.5, 1], [2, 3]], [[0.5, 1.0], [2.0, 3.0]]),
+    ],
+)
+def test_labels_of_lines_are_values(tmp_path, tokenizer, labels, given, expected) -> None:
+    """A fraction in one line, a model of one output, or vectors: all of them are float32."""
+    path = written(tmp_path / "d.jsonl", *({"text": "met", "label": v} for v in given))
+    found = samples(path, tokenizer=tokenizer, labels=labels)
+    assert [s.label.tolist() for s in found] == expected
+    assert {str(s.label.dtype) for s in found} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("good", "line 2: label 'good' is no number"),
+        (None, "line 2: label None is no number"),
+        (True, "line 2: label True is no number"),
+        (1e39, "line 2: label holds .*beyond float32"),
+        (10**400, "line 2: label is '1000.*no number"),
+        ([1, [2]], "line 2: label is no array of numbers"),
+    ],
+)
+def test_lines_that_are_no_values_are_named(tmp_path, tokenizer, label, words: str) -> None:
+    """Beside one that is."""
+    lines = [{"text": "met", "label": 0.5}, {"text": "met", "label": label}]
+    with pytest.raises(DataError, match=words):
+        samples(written(tmp_path / "d.jsonl", *lines), tokenizer=tokenizer)
+
+
+def test_a_language_model_learns_the_next_token(tmp_path, tokenizer) -> None:
+    """Of text alone, and of text that has a label for something else."""
+    path = written(tmp_path / "d.jsonl", {"text": "anna met otto"}, {"text": "met", "label": "x"})
+    found = samples(path, tokenizer=tokenizer, task="causal-lm")
+    assert [s.label.tolist() for s in found] == [[5, 6, -100], [-100]]
+    assert found[0].feeds["input_ids"].tolist() == [[4, 5, 6]]
+
+
+def test_text_needs_no_label_where_none_is_needed(tmp_path, tokenizer) -> None:
+    """A student learns from a teacher, and calibration looks at inputs only."""
+    path = written(tmp_path / "d.jsonl", {"text": "anna met"})
+    (found,) = samples(path, tokenizer=tokenizer, labelled=False)
+    assert found.feeds["input_ids"].tolist() == [[4, 5]]
+    with pytest.raises(DataError, match=r"line 1: has \['text'\]; needs text and label"):
+        samples(path, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("labels", "given"),
+    [((), np.array([0.5, 2], ">f8")), (("LABEL_0",), np.array([1, 5])), ((), np.ones((2, 3)))],
+)
+def test_labels_of_arrays_are_values(tmp_path: Path, labels, given) -> None:
+    """Floats, whole numbers for a model of one output, and vectors."""
+    np.savez(tmp_path / "d.npz", x=np.ones((2, 4), np.float32), y=given)
+    found = samples(tmp_path / "d.npz", labels=labels)
+    np.testing.assert_array_equal([s.label for s in found], given)
+    assert {str(s.label.dtype) for s in found} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "words"),
+    [
+        (LABELS, np.array([0.0, 1.0]), "y is float64.*has the classes .*whole numbers or names"),
+        ((), np.array([1e300, 0]), "beyond float32"),
+        ((), np.array([True, False]), "y is bool.*numbers or names"),
+    ],
+)
+def test_labels_of_arrays_that_fit_no_model_are_named(tmp_path, labels, given, words) -> None:
+    """Floats for a model of classes among them."""
+    np.savez(tmp_path / "d.npz", x=np.ones((2, 4), np.float32), y=given)
+    with pytest.raises(DataError, match=words):
+        samples(tmp_path / "d.npz", labels=labels)
+
+
 def test_unknown_label_names_the_known_ones_and_the_place() -> None:
     """A tag set of another corpus."""
     with pytest.raises(DataError, match=r"here: label 'B-GENE' is not among .*'B-PER'"):

@@ -19,12 +19,16 @@ from equipoise.errors import DataError
 from equipoise.registry import Registry
 from equipoise.spec import Array, cosine, describe
 
+_ROUNDING: Final = 1e-12
 Values = NDArray[np.float64]
 Outputs = Mapping[str, Array]
 
 
 class Metric(ABC):
-    """A task metric between 0 and 1, larger is better.
+    """A task metric of at most 1, larger is better, and 0 for what has learned nothing.
+
+    Spearman's correlation is none: the rank of a sample depends on all the others, so that no
+    statistic of one sample sums up to it.
 
     Args:
         labels: Class names in index order; may be empty where a metric needs no names.
@@ -42,7 +46,8 @@ class Metric(ABC):
 
         Args:
             outputs: The engine's outputs; the first holds the class scores on its last axis.
-            label: int64 class, or classes per position with -100 where none counts.
+            label: int64 class, or classes per position with -100 where none counts; floats of a
+                model of values.
             reference: The reference's outputs.
 
         Raises:
@@ -66,6 +71,9 @@ METRICS: Final = Registry(
         "macro-f1": "equipoise.data.metrics:MacroF1",
         "entity-f1": "equipoise.data.metrics:EntityF1",
         "cosine": "equipoise.data.metrics:Cosine",
+        "next-token": "equipoise.data.metrics:NextToken",
+        "pearson": "equipoise.data.metrics:Pearson",
+        "r2": "equipoise.data.metrics:R2",
     },
 )
 
@@ -90,6 +98,11 @@ def decisions(outputs: Outputs, label: Array) -> tuple[Array, Array, int]:
     classes = scores.shape[-1] if scores.ndim else 0
     if not classes:
         raise DataError(f"output {name!r} is {describe(scores)}; class scores are needed")
+    if np.asarray(label).dtype.kind == "f":
+        raise DataError(
+            f"labels are {describe(np.asarray(label))}: values, where this metric counts classes",
+            hint="Choose --metric pearson or --metric r2.",
+        )
     predicted, true = scores.argmax(-1).ravel(), np.asarray(label).ravel()
     if predicted.shape != true.shape:
         raise DataError(
@@ -117,6 +130,10 @@ class Accuracy(Metric):
     def value(self, totals: Values) -> Values:
         """See Metric."""
         return _ratio(totals[..., 0], totals[..., 1])
+
+
+class NextToken(Accuracy):
+    """Share of tokens that a causal language model foretells; the labels are the next tokens."""
 
 
 class MacroF1(Metric):
@@ -207,6 +224,67 @@ class Cosine(Metric):
     def value(self, totals: Values) -> Values:
         """See Metric."""
         return _ratio(totals[..., 0], totals[..., 1])
+
+
+def _values_of(outputs: Outputs, label: Array) -> tuple[Values, Values]:
+    """``(predicted, true)`` float64 [k], the values of one sample."""
+    name, given = next(iter(outputs.items()))
+    predicted, true = given.ravel().astype(np.float64), np.asarray(label, np.float64).ravel()
+    if predicted.shape != true.shape:
+        raise DataError(
+            f"labels do not fit the model: output {name!r} is {describe(given)}, the label has"
+            f" {true.size} values"
+        )
+    return predicted, true
+
+
+def _spread(n: Values, total: Values, squares: Values) -> Values:
+    """``n`` squared times the variance; 0 where it is within the rounding of the sums."""
+    spread = n * squares - total * total
+    return np.where(spread > _ROUNDING * n * squares, spread, 0.0)
+
+
+class Pearson(Metric):
+    """Pearson's correlation of predicted and true values, as GLUE has it for STS-B.
+
+    The mean over the outputs where a model has several. It does not see a wrong scale or offset;
+    R2 does. Statistics: per output, 1 and the sums of p, t, p^2, t^2 and p t.
+    """
+
+    discrete = False
+
+    def statistics(self, outputs: Outputs, label: Array, reference: Outputs) -> Values:  # noqa: ARG002
+        """See Metric."""
+        p, t = _values_of(outputs, label)
+        return np.concatenate([np.ones_like(p), p, t, p * p, t * t, p * t])
+
+    def value(self, totals: Values) -> Values:
+        """See Metric. 0 where either side is constant: there is nothing to correlate."""
+        n, p, t, pp, tt, pt = np.split(totals, 6, axis=-1)
+        spread = np.sqrt(_spread(n, p, pp)) * np.sqrt(_spread(n, t, tt))
+        return np.asarray(_ratio(n * pt - p * t, spread).mean(-1))
+
+
+class R2(Metric):
+    """Share of the variance of the true values that is explained, as scikit-learn's ``r2_score``.
+
+    1 for true values, 0 for their mean, less for worse. The mean over the outputs where a model
+    has several. Statistics: per output, 1 and the sums of t, t^2 and (p - t)^2.
+    """
+
+    discrete = False
+
+    def statistics(self, outputs: Outputs, label: Array, reference: Outputs) -> Values:  # noqa: ARG002
+        """See Metric."""
+        p, t = _values_of(outputs, label)
+        return np.concatenate([np.ones_like(p), t, t * t, (p - t) ** 2])
+
+    def value(self, totals: Values) -> Values:
+        """See Metric. Of constant true values: 1 when they are met, else 0."""
+        n, t, tt, errors = np.split(totals, 4, axis=-1)
+        spread = _spread(n, t, tt)
+        scores = np.where(spread > 0, 1 - _ratio(n * errors, spread), errors == 0)
+        return np.asarray(scores.mean(-1))
 
 
 def _ratio(part: Values, whole: Values) -> Values:

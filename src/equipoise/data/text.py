@@ -220,6 +220,18 @@ class TextEncoder:
         )
 
 
+def next_tokens(tokens: Indices) -> Indices:
+    """What a causal language model has to say at each token of a text: the one behind it.
+
+    Args:
+        tokens: int64 [1, n].
+
+    Returns:
+        int64 [n]: -100 at the last token, behind which there is none.
+    """
+    return np.append(tokens[0, 1:], IGNORED)
+
+
 def _numbers(values: Sequence[int | None]) -> Indices:
     return np.array([_SPECIAL if v is None else v for v in values], dtype=np.int64)
 

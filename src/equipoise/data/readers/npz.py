@@ -11,6 +11,7 @@ import numpy as np
 
 from equipoise.data.config import DataConfig
 from equipoise.data.readers.base import DataSet, Sample, label_indices
+from equipoise.data.readers.values import as_values
 from equipoise.errors import DataError
 from equipoise.spec import Array, describe
 
@@ -19,6 +20,8 @@ _LABEL_NAMES: Final = ("label", "labels", "y")
 
 def read(path: Path | None, *, config: DataConfig) -> DataSet:
     """Read ``path``; the first axis of every array counts samples.
+
+    Labels are class numbers or names; or floats, for a model of values.
 
     Raises:
         DataError: No .npz file, no label array, no input, arrays of unequal or no length, values
@@ -34,7 +37,7 @@ def read(path: Path | None, *, config: DataConfig) -> DataSet:
             f"{path}: needs exactly one label array, named label, labels or y; it has"
             f" {', '.join(arrays)}"
         )
-    labels = _as_indices(arrays.pop(names[0]), config, where=f"{path}: {names[0]}")
+    labels = _as_labels(arrays.pop(names[0]), config, where=f"{path}: {names[0]}")
     if not arrays:
         raise DataError(f"{path}: has labels but no input array")
     _check_lengths(arrays, labels, where=str(path))
@@ -92,11 +95,13 @@ def _check_headers(path: str) -> None:
                 )
 
 
-def _as_indices(labels: Array, config: DataConfig, *, where: str) -> Array:
+def _as_labels(labels: Array, config: DataConfig, *, where: str) -> Array:
     if labels.dtype.kind == "U":
         return label_indices([str(name) for name in labels], config.labels, where=where)
+    if labels.dtype.kind == "f" or (labels.dtype.kind in "iu" and len(config.labels) == 1):
+        return as_values(labels, config.labels, where=where)
     if labels.dtype.kind not in "iu":
-        raise DataError(f"{where} is {describe(labels)}; whole numbers or names are needed")
+        raise DataError(f"{where} is {describe(labels)}; numbers or names are needed")
     return labels.astype(np.int64)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from equipoise.data.config import DataConfig
 from equipoise.data.readers.base import DataSet, Sample
+from equipoise.data.readers.values import as_values
 from equipoise.errors import DataError
-from equipoise.spec import Array
+from equipoise.spec import Array, describe
 
 _LABEL: Final = "label"
 
@@ -20,7 +21,7 @@ _LABEL: Final = "label"
 def read(path: Path | None, *, config: DataConfig) -> DataSet:  # noqa: ARG001
     """Call ``python:MODULE:FUNCTION``; it gives mappings of input name to array, batch included.
 
-    An entry ``label`` is the sample's label.
+    An entry ``label`` is the sample's label: whole numbers for classes, floats for values.
 
     Raises:
         DataError: There is no such function, it fails, or gives something else.
@@ -64,5 +65,15 @@ def _sample(row: object, config: DataConfig, *, index: int) -> Sample:
     strange = [name for name, array in arrays.items() if array.dtype.kind not in "biuf"]
     if strange:
         raise DataError(f"{config.data}, sample {index}: {strange[0]!r} holds no numbers")
-    known = np.zeros((), dtype=np.int64) if label is None else label.astype(np.int64)
-    return Sample(feeds=arrays, label=known)
+    where = f"{config.data}, sample {index}: {_LABEL!r}"
+    return Sample(feeds=arrays, label=_label(label, config, where=where))
+
+
+def _label(label: Array | None, config: DataConfig, *, where: str) -> Array:
+    if label is None:
+        return np.zeros((), dtype=np.int64)
+    if label.dtype.kind == "f" or (label.dtype.kind in "iu" and len(config.labels) == 1):
+        return as_values(label, config.labels, where=where)
+    if label.dtype.kind not in "biu":
+        raise DataError(f"{where} is {describe(label)}; numbers are needed")
+    return label.astype(np.int64)
