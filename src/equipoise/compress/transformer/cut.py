@@ -98,8 +98,9 @@ def rebuilt(module: Any, config: Any, tensors: Mapping[str, Any]) -> Any:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:3]]
         raise RecipeError(
-            f"{type(module).__name__} builds these layers in another way: {' '.join(lines)}",
-            hint="Keep layer 0, which some architectures build unlike the others.",
+            f"at this shape {type(module).__name__} has other parts: {' '.join(lines)}",
+            hint="Some architectures build layer 0 unlike the others: keep it; some leave out a"
+            " projection between two widths that are equal: choose another hidden width.",
         ) from error
     if getattr(module, "generation_config", None) is not None:
         new.generation_config = module.generation_config

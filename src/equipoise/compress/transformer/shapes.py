@@ -188,6 +188,8 @@ def require_fits(config: Any, shape: TransformerShape) -> None:
     names: tuple[Width, ...] = ("intermediate", "heads", "key_value_heads", "hidden")
     for name in names:
         wanted, there = shape.width(name), now.width(name)
+        if wanted and not there:
+            raise RecipeError(f"{name} {wanted}: the config of this model does not name that size")
         if not (min(1, there) <= wanted <= there):
             raise RecipeError(
                 f"{name} {wanted}: the model has {there}, so 1 to {there} are allowed"
