@@ -1,0 +1,213 @@
+"""How long a model would take at other widths: an estimate, from measured layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from equipoise.compress.latency.shapes import channels_of, output_values
+from equipoise.compress.latency.surface import Surface, surface_of
+from equipoise.compress.latency.table import LayerTable
+from equipoise.compress.structure import Layer, LayerShape, Structure
+from equipoise.errors import InputError, UsageError
+
+Rest = Literal["none", "outputs", "scaled"]
+"""What is done with the difference between a whole model and its layers.
+
+``none``: no whole model was measured. ``outputs``: it is shared among the layers by how much they
+give out, and follows that, for what is left is work on single values: normalisations, activation
+functions, sums. ``scaled``: the layers took longer alone than together, and all are scaled down.
+"""
+
+
+class Estimator:
+    """Estimated latency of a model at other widths.
+
+    Args:
+        table: Measured layers, of ``structure`` or of one that it was cut from.
+        structure: Groups and layers at full width.
+        whole_ms: Measured latency of the whole model at full width; that of the table when None.
+
+    Attributes:
+        structure: As given.
+        rest: What is done with the difference between the whole and its layers.
+        rest_ms: That difference, negative where the layers took longer alone.
+        call_ms: What a call takes by itself, at any width.
+        full_ms: Estimate at full width; ``whole_ms`` where there is one.
+
+    Raises:
+        InputError: The table lacks a layer at full width, or ``whole_ms`` is shorter than a call.
+    """
+
+    def __init__(
+        self, table: LayerTable, structure: Structure, *, whole_ms: float | None = None
+    ) -> None:
+        self.structure = structure
+        self.call_ms = table.call_ms.value
+        self._widths = {group.name: group.width for group in structure.groups}
+        self._surfaces = _surfaces(table, structure.layers)
+        self._per_value = [
+            output_values(layer.shape) / layer.shape.outputs for layer in structure.layers
+        ]
+        self._blocks = len({layer.block for layer in structure.layers if layer.block >= 0})
+        self._scale, self._rest_per_value = 1.0, 0.0
+        self.rest: Rest = "none"
+        self.rest_ms = 0.0
+        measured = table.whole_ms.value if whole_ms is None and table.whole_ms else whole_ms
+        if measured is not None:
+            self._fit(measured)
+        self.full_ms = self.latency_ms({})
+
+    def _fit(self, whole_ms: float) -> None:
+        """Let the estimate at full width be what was measured."""
+        left = whole_ms - self.call_ms
+        if left <= 0:
+            raise InputError(
+                f"the whole model takes {whole_ms:.4f} ms, and a call of nothing {self.call_ms:.4f}"
+            )
+        layers = sum(self._layer_ms(i, *_full(layer)) for i, layer in self._numbered())
+        values = sum(output_values(layer.shape) for layer in self.structure.layers)
+        self.rest_ms = left - layers
+        if self.rest_ms >= 0:
+            self.rest, self._rest_per_value = "outputs", self.rest_ms / values
+        else:
+            self.rest, self._scale = "scaled", left / layers
+
+    def _numbered(self) -> Sequence[tuple[int, Layer]]:
+        return list(enumerate(self.structure.layers))
+
+    def _layer_ms(self, index: int, inputs: int, outputs: int) -> float:
+        return self._surfaces[index].at(inputs, outputs)
+
+    def layer_ms(self, index: int, widths: Mapping[str, int]) -> float:
+        """Milliseconds of one layer with its part of the rest.
+
+        Args:
+            index: Of the layer in the structure.
+            widths: Group -> width; a group that is not there keeps its width.
+        """
+        inputs, outputs = channels_of(self.structure.layers[index], widths)
+        rest = self._rest_per_value * self._per_value[index] * outputs
+        return self._scale * self._layer_ms(index, inputs, outputs) + rest
+
+    def latency_ms(self, widths: Mapping[str, int], *, blocks: int | None = None) -> float:
+        """Estimated milliseconds of the model.
+
+        Args:
+            widths: Group -> width; a group that is not there keeps its width.
+            blocks: Transformer layers that are kept; all when None. Which ones does not matter: the
+                mean over all of them is taken for each.
+
+        Raises:
+            UsageError: There is no such group, a width is not between 1 and the full width, or
+                ``blocks`` is not between 0 and what the model has.
+        """
+        self._check(widths, blocks)
+        share = 1.0 if blocks is None or not self._blocks else blocks / self._blocks
+        total = self.call_ms
+        for index, layer in self._numbered():
+            total += self.layer_ms(index, widths) * (share if layer.block >= 0 else 1.0)
+        return total
+
+    def _check(self, widths: Mapping[str, int], blocks: int | None) -> None:
+        for name, width in widths.items():
+            if name not in self._widths:
+                raise UsageError(f"unknown group {name!r}; known: {', '.join(self._widths)}")
+            if not 1 <= width <= self._widths[name]:
+                raise UsageError(
+                    f"group {name!r} cannot have {width} channels; allowed: 1 to"
+                    f" {self._widths[name]}"
+                )
+        if blocks is not None and not 0 <= blocks <= self._blocks:
+            raise UsageError(f"{blocks} blocks cannot be kept; the model has {self._blocks}")
+
+
+def _full(layer: Layer) -> tuple[int, int]:
+    return layer.shape.inputs, layer.shape.outputs
+
+
+def _surfaces(table: LayerTable, layers: Sequence[Layer]) -> list[Surface]:
+    """A surface for each layer; layers of one form share it."""
+    measured = {each.shape: each.latency_ms for each in table.layers}
+    made: dict[tuple[LayerShape, bool, bool], Surface] = {}
+    surfaces = []
+    for layer in layers:
+        same = layer.input_group == layer.output_group != ""
+        form = (layer.shape, layer.depthwise, same)
+        if form not in made:
+            made[form] = surface_of(layer, measured)
+        surfaces.append(made[form])
+    return surfaces
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A whole model that was measured.
+
+    Attributes:
+        widths: Group -> width; a group that is not there has its full width.
+        latency_ms: Measured milliseconds.
+        blocks: Transformer layers that it has; all when None.
+    """
+
+    widths: dict[str, int]
+    latency_ms: float
+    blocks: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """An estimate beside what was measured.
+
+    Attributes:
+        measured: The model.
+        estimated_ms: Estimated milliseconds.
+        error: Estimate over measurement, less one.
+    """
+
+    measured: Measured
+    estimated_ms: float
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Estimates beside measurements of whole models.
+
+    Attributes:
+        checks: One per model.
+        median_error: Median of the absolute errors.
+        worst_error: The largest of them.
+        rest: What was done with the difference between the whole and its layers.
+    """
+
+    checks: tuple[Check, ...]
+    median_error: float
+    worst_error: float
+    rest: Rest
+
+
+def validate(estimator: Estimator, models: Sequence[Measured]) -> Validation:
+    """Compare estimates with measured whole models.
+
+    Raises:
+        InputError: There is no model, or a measurement is not positive.
+        UsageError: The widths of one do not fit.
+    """
+    if not models or min(model.latency_ms for model in models) <= 0:
+        raise InputError("an estimate is checked on models whose measured latency is positive")
+    checks = []
+    for model in models:
+        estimated = estimator.latency_ms(model.widths, blocks=model.blocks)
+        error = estimated / model.latency_ms - 1
+        checks.append(Check(measured=model, estimated_ms=estimated, error=error))
+    errors = [abs(check.error) for check in checks]
+    return Validation(
+        checks=tuple(checks),
+        median_error=float(np.median(errors)),
+        worst_error=max(errors),
+        rest=estimator.rest,
+    )
