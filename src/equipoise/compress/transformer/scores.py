@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from equipoise import extras
@@ -151,12 +152,19 @@ def loss_increases(module: Any, *, prefix: str, loss: Callable[[], float]) -> tu
     whole = loss()
     found = []
     for layer in module.get_submodule(prefix):
-        handle = layer.register_forward_hook(_passing, with_kwargs=True)
-        try:
+        with passed_over(layer):
             found.append(loss() - whole)
-        finally:
-            handle.remove()
     return tuple(found)
+
+
+@contextmanager
+def passed_over(layer: Any) -> Iterator[None]:
+    """``layer`` does nothing while this is open."""
+    handle = layer.register_forward_hook(_passing, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _passing(_layer: Any, inputs: Any, named: Mapping[str, Any], output: Any) -> Any:
