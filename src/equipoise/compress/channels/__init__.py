@@ -1,0 +1,1 @@
+"""Channels of convolutional networks and other modules: which go together, scores, cutting them."""
