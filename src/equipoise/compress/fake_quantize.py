@@ -179,7 +179,7 @@ class _Finder:
         return _Found(layers=tuple(layers), skipped=tuple(skipped))
 
     def _one(self, grid: ModuleGrid) -> _Placed | Skipped:
-        named = [n for n in (grid.module, grid.place) if n in self._modules]
+        named = [n for n in (grid.module, grid.place) if n and n in self._modules]
         layers = [n for n in named if _is_layer(self._modules[n])]
         if layers and self._is_bypassed(layers[0]):
             reason = "the module around it takes its weight and does not call it"

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from equipoise import fs, record
 from equipoise.errors import DataError
 
@@ -145,11 +147,11 @@ def with_scales(ranges: ModuleRanges, scales: dict[str, float]) -> ModuleRanges:
 
     Args:
         ranges: As they were.
-        scales: Activation -> its new scale.
+        scales: Activation -> its new scale, which is rounded to float32.
     """
 
     def moved(grid: ActivationGrid) -> ActivationGrid:
-        return replace(grid, scale=scales.get(grid.activation, grid.scale))
+        return replace(grid, scale=float(np.float32(scales.get(grid.activation, grid.scale))))
 
     modules = tuple(
         replace(m, input=moved(m.input), output=None if m.output is None else moved(m.output))
