@@ -214,3 +214,23 @@ def test_a_value_of_another_type_has_no_json_form() -> None:
     """Rather than a text that does not come back."""
     with pytest.raises(TypeError, match="set has no JSON form"):
         record.to_json({"a": {1}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """A field ``kind`` that tells nothing apart."""
+
+    kind: Literal["tall", "wide"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MayHold:
+    """One dataclass or none."""
+
+    inner: Named | None = None
+
+
+@pytest.mark.parametrize("value", [MayHold(), MayHold(inner=Named(kind="wide"))])
+def test_an_optional_dataclass_may_have_a_field_kind_of_its_own(value: MayHold) -> None:
+    """``kind`` tells apart the members of a union; where there is one, it is a field."""
+    assert record.from_json(MayHold, record.to_json(value)) == value

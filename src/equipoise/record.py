@@ -155,6 +155,8 @@ def _union(args: tuple[Any, ...], data: Json, *, path: str) -> Any:
     if data is None and type(None) in args:
         return None
     options = [a for a in args if a is not type(None)]
+    if len(options) == 1:  # there is nothing to tell apart, and a field ``kind`` may be any
+        return _convert(options[0], data, path=path)
     if isinstance(data, dict) and "kind" in data:
         tagged = [a for a in options if dataclasses.is_dataclass(a) and _tag(a) == data["kind"]]
         if not tagged:
