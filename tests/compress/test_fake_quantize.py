@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from equipoise.compress.fake_quantize import attach, round_activation, weight_scale
+from equipoise.compress.fake_layers import round_activation, weight_scale
+from equipoise.compress.fake_quantize import attach
 from equipoise.data.store import Rows, write_rows
 from equipoise.errors import RecipeError
 from equipoise.export.config import ExportConfig
