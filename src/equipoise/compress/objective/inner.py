@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from equipoise import extras
 from equipoise.compress.objective.layers import attentions, named, transformer_layers
+from equipoise.compress.objective.points import Point
 from equipoise.compress.objective.recorder import Recorder, first_tensor
 from equipoise.compress.objective.task_losses import Tensor
 from equipoise.errors import SourceError
@@ -18,9 +19,6 @@ _MAPS: Final = "maps"
 _IMPLEMENTATION: Final = "_attn_implementation"
 """Where a config of transformers says how attention is computed; it is not saved."""
 _EAGER: Final = "eager"
-
-Point = tuple[str, int]
-"""A module by its dotted name, and which of its calls in one run."""
 
 
 def record_states(module: Any) -> Recorder:
@@ -121,46 +119,6 @@ def _replace(owner: Any, name: str, recorder: Recorder) -> None:
     before = getattr(owner, name)
     recorder.at_close(functools.partial(setattr, owner, name, before))
     setattr(owner, name, 0.0)
-
-
-def feature_points(module: Any, *, run: Any) -> dict[tuple[int, int], Point]:
-    """Where the spatial size of feature maps changes: the last module of each size.
-
-    Args:
-        module: A convolutional network.
-        run: Runs it once, on a real batch.
-
-    Returns:
-        ``(height, width)`` to the last call whose output has that size, larger sizes first. Maps
-        of one position are left out: they say nothing about where the network looks.
-    """
-    recorder, order = Recorder(), _Order()
-    for name, inner in module.named_modules():
-        recorder.outputs_of(inner, key="", pick=functools.partial(order.see, name))
-    with recorder:
-        run()
-    recorder.close()
-    return order.points
-
-
-class _Order:
-    """The calls of modules in the order that they end."""
-
-    def __init__(self) -> None:
-        self.points: dict[tuple[int, int], Point] = {}
-        self._calls: dict[str, int] = {}
-
-    def see(self, name: str, output: Any) -> None:
-        """Note a call. A size is noted anew when a later call has it, while none is smaller."""
-        call = self._calls.get(name, 0)
-        self._calls[name] = call + 1
-        tensor = first_tensor(output)
-        if tensor is None or tensor.ndim != 4 or tensor.shape[2] * tensor.shape[3] == 1:
-            return
-        size = (int(tensor.shape[2]), int(tensor.shape[3]))
-        last = next(reversed(self.points), size)
-        if size[0] <= last[0] and size[1] <= last[1]:
-            self.points[size] = (name, call)
 
 
 def record_features(module: Any, *, points: list[Point]) -> Recorder:

@@ -11,8 +11,8 @@ from equipoise.compress.objective.compatibility import (
     check_outputs,
     check_vocabularies,
 )
-from equipoise.compress.objective.inner import Point
 from equipoise.compress.objective.layers import spaced
+from equipoise.compress.objective.points import Point, Size
 from equipoise.compress.objective.task_losses import Kind, Tensor, task_loss
 from equipoise.compress.objective.watched import Run, Watched
 from equipoise.compress.settings import Objective
@@ -127,7 +127,7 @@ def _watch_common_points(
     teacher.watch_points([theirs[size] for size in common])
 
 
-def _sizes(points: Mapping[tuple[int, int], Point]) -> str:
+def _sizes(points: Mapping[Size, Point]) -> str:
     return ", ".join(f"{height} x {width}" for height, width in points) or "none"
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from equipoise import extras
 from equipoise.compress.objective.inner import (
-    Point,
-    feature_points,
     features,
     maps,
     record_attention,
@@ -19,6 +17,7 @@ from equipoise.compress.objective.inner import (
     states,
 )
 from equipoise.compress.objective.layers import named
+from equipoise.compress.objective.points import Point, Size, feature_points
 from equipoise.compress.objective.recorder import Recorder
 from equipoise.compress.objective.task_losses import Tensor
 from equipoise.compress.settings import Objective
@@ -86,7 +85,7 @@ class Watched:
     def _taken_features(self) -> Sequence[Tensor]:
         return features(self._features.take(), points=self._points) if self._features else ()
 
-    def find_points(self, batch: Mapping[str, Tensor]) -> dict[tuple[int, int], Point]:
+    def find_points(self, batch: Mapping[str, Tensor]) -> dict[Size, Point]:
         """Where the spatial size of its feature maps changes."""
         return feature_points(self.module, run=lambda: self.trial(batch))
 
