@@ -90,14 +90,16 @@ def _sums(
     """The sum of ``elements(name, parameter)`` over each slice."""
     scores: Scores = {}
     for name, (parameter, axes) in chosen.items():
-        value = elements(name, parameter.detach().double())
+        value = elements(name, parameter.detach())
         scores |= {(name, axis): _over_others(value, axis) for axis in axes}
     return scores
 
 
 def _over_others(value: Any, axis: int) -> Any:
+    """float64 sums over all axes but one."""
+    torch = extras.require("torch")
     others = [other for other in range(value.ndim) if other != axis]
-    return value.sum(others) if others else value.clone()
+    return value.sum(others, dtype=torch.float64) if others else value.double()
 
 
 def _from_gradients(
@@ -125,11 +127,9 @@ def _from_gradients(
 
 
 def _gradient(parameter: Any) -> Any:
-    """float64 gradient; zeros where the loss does not depend on the parameter."""
+    """The gradient; zeros where the loss does not depend on the parameter."""
     torch = extras.require("torch")
-    if parameter.grad is None:
-        return torch.zeros_like(parameter, dtype=torch.float64)
-    return parameter.grad.double()
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 @contextlib.contextmanager
