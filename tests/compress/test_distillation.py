@@ -330,6 +330,15 @@ def test_feature_maps_are_taken_where_their_size_changes() -> None:
         torch.testing.assert_close(found, expected)
 
 
+def test_what_comes_before_the_first_weight_is_no_feature_map() -> None:
+    """A padded picture is the same for student and teacher."""
+    pad, network = torch.nn.ZeroPad2d(1), Network(4)
+    padded = torch.nn.Sequential(pad, network.stem, torch.nn.Flatten())
+    picture = draw(2, 3, 16, 16)
+    points = feature_points(padded, run=lambda: padded(picture))
+    assert points == {(18, 18): ("1", 0)}
+
+
 def test_feature_maps_of_a_module_that_runs_often_are_those_of_the_right_call() -> None:
     """One convolution for all sizes."""
     shared = torch.nn.Conv2d(3, 3, 3, padding=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,7 @@ class _Call:
 
     Attributes:
         point: Which.
+        learned: Whether it has weights.
         chain: Whether it runs its children one behind the other, and so is no block of its own.
         around: The calls that it is inside of.
         before: Size of its input; None when that is no feature map.
@@ -57,6 +59,7 @@ class _Call:
     """
 
     point: Point
+    learned: bool
     chain: bool
     around: Sequence[_Call]
     before: Size | None
@@ -76,6 +79,7 @@ class _Trace:
         self._times[name] = times + 1
         call = _Call(
             point=(name, times),
+            learned=next(module.parameters(), None) is not None,
             chain=_is_chain(module),
             around=tuple(self._open),
             before=_size((*positional, *named.values())),
@@ -107,7 +111,8 @@ def _size(value: Any) -> Size | None:
 
 def _points(calls: Sequence[_Call]) -> dict[Size, Point]:
     found: dict[Size, list[_Call]] = {}
-    for call in calls:
+    # What comes before the first weight, such as padding, is the input, and the same for both.
+    for call in itertools.dropwhile(lambda call: not call.learned, calls):
         if call.after is None:
             continue
         smallest = next(reversed(found), call.after)
