@@ -12,14 +12,13 @@ pickle. Nothing is kept of random numbers: those of a step follow from the seed 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from equipoise import extras, fs, record
 from equipoise.compress.distributed import Assembled, divided_like, whole
+from equipoise.compress.history import Standing
 from equipoise.errors import IntegrityError, UsageError
 
 _STATE: Final = "state.json"
@@ -28,56 +27,6 @@ _OPTIMIZER: Final = "optimizer.safetensors"
 _STEP: Final = "step-"
 _BEST: Final = "best-"
 _LEFT_BY_A_KILL: Final = ".equipoise-*"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The metric on the validation samples after so many steps."""
-
-    step: int
-    metric: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """Where a training stands: the content of ``state.json``.
-
-    Attributes:
-        processes: How many train.
-        losses: Of every step so far.
-        parts: The same of each part of the loss, by name, not weighted.
-        step_seconds: Time of every step.
-        seconds: Of everything so far, evaluations and checkpoints included.
-        evaluations: In order; the first before training.
-        scaler: What Accelerate's gradient scaler keeps; empty unless in float16.
-    """
-
-    processes: int
-    losses: tuple[float, ...] = ()
-    parts: dict[str, tuple[float, ...]]
-    step_seconds: tuple[float, ...] = ()
-    seconds: float = 0.0
-    evaluations: tuple[Evaluation, ...] = ()
-    scaler: dict[str, int | float]
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return len(self.losses)
-
-    @property
-    def best(self) -> Evaluation:
-        """The best evaluation; of equal ones the last, which has learned longest."""
-        return max(self.evaluations, key=lambda found: (found.metric, found.step))
-
-    @property
-    def stale(self) -> int:
-        """Evaluations since the metric last got better than ever before."""
-        highest, since = -math.inf, 0
-        for found in self.evaluations:
-            since = 0 if found.metric > highest else since + 1
-            highest = max(highest, found.metric)
-        return since
 
 
 class Checkpoints:

@@ -11,117 +11,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
 from equipoise import extras, fs, record
-from equipoise.compress.batches import Samples
-from equipoise.compress.checkpoints import Checkpoints, Evaluation, Standing, read_tensors
-from equipoise.compress.distributed import (
-    Assembled,
-    accelerator,
-    assemble,
-    launched_world,
-    placed,
-)
-from equipoise.compress.evaluation import Run, Validator
+from equipoise.compress.checkpoints import Checkpoints, read_tensors
+from equipoise.compress.distributed import Assembled, accelerator, assemble, launched_world
+from equipoise.compress.evaluation import Validator
+from equipoise.compress.history import Standing
 from equipoise.compress.launch import launch, threads_each
 from equipoise.compress.loop import Loop
-from equipoise.compress.objective.objectives import build_objectives
-from equipoise.compress.objective.task_losses import Kind, task_kind
 from equipoise.compress.optimization import check_settings
-from equipoise.compress.settings import TrainSettings
+from equipoise.compress.train_config import TrainConfig, TrainRecord
+from equipoise.compress.trainee import Trainee, reference_of, samples_of, trainee_of
 from equipoise.data.metrics import get_metric
-from equipoise.errors import BackendError, DataError, UsageError
+from equipoise.errors import BackendError, UsageError
 from equipoise.sources.saving import save_source
-from equipoise.sources.source import Source
-from equipoise.sources.torch_model import NamedModule, load_module
-from equipoise.spec import Array
-from equipoise.stages import NOT_IN_KEY, by_content
+from equipoise.sources.torch_model import load_module
+from equipoise.stages import by_content
 
-_COMPARING: Final = "cosine"
+__all__ = ["OnEvaluation", "RankConfig", "TrainConfig", "TrainRecord", "train", "train_rank"]
+
+OnEvaluation = Callable[[int, float], None]
+"""Called with the step and the metric after each evaluation."""
+
 _MODEL: Final = "model"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What to train, on what, how.
-
-    Attributes:
-        student: The model that learns.
-        teacher: The model that it learns from; None for none.
-        data: Directory with ``training``, ``validation`` and, where the data is labelled,
-            ``training_labels`` and ``validation_labels``.
-        names: Names of the inputs, in order.
-        metric: Decides which state of the student is kept; on unlabelled data ``cosine``, which
-            compares with the teacher.
-        label_names: Class names in index order; may be empty.
-        settings: How to train.
-        processes: Processes on this machine.
-        threads: Threads of each; the usable cores divided between them when None.
-        checkpoints: Directory of checkpoints. Every config has a directory of its own in it.
-        ranges: File of the ranges of modules to simulate the quantisation of; None for float.
-    """
-
-    student: Source
-    teacher: Source | None
-    data: Path
-    names: tuple[str, ...]
-    metric: str
-    label_names: tuple[str, ...]
-    settings: TrainSettings
-    processes: int = 1
-    threads: int | None = None
-    checkpoints: Path = field(metadata=NOT_IN_KEY)
-    ranges: Path | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRecord:
-    """How training went; the best student is in ``model``.
-
-    Attributes:
-        settings: How it was trained.
-        samples: Training samples.
-        steps: Optimiser steps.
-        epochs: Passes over the samples.
-        losses: Of every step, weighted over the parts.
-        parts: Of every step, by part of the objective, not weighted.
-        evaluations: On the validation samples; the first before training.
-        before_metric: Before training.
-        best_metric: Of the state that is kept.
-        best_step: The step after which it was.
-        last_metric: At the end.
-        simulated: Whether the metrics are of a model whose quantisation is simulated.
-        seconds: All in all, of interrupted runs too.
-        step_seconds: Median time of a step.
-        stopped: Whether all steps were done, or the metric did not get better any more.
-        resumed_at_step: Step of the checkpoint that this run went on from; 0 when it began.
-        processes: How many trained.
-    """
-
-    settings: TrainSettings
-    samples: int
-    steps: int
-    epochs: float
-    losses: tuple[float, ...]
-    parts: dict[str, tuple[float, ...]]
-    evaluations: tuple[Evaluation, ...]
-    before_metric: float
-    best_metric: float
-    best_step: int
-    last_metric: float
-    simulated: bool
-    seconds: float
-    step_seconds: float
-    stopped: Literal["finished", "early"]
-    resumed_at_step: int
-    processes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +56,17 @@ class RankConfig:
     rendezvous: Path
 
 
-def train(config: TrainConfig, *, output: Path) -> TrainRecord:
+def train(
+    config: TrainConfig, *, output: Path, on_evaluation: OnEvaluation | None = None
+) -> TrainRecord:
     """Train, and leave the best student as the source ``output/model``.
+
+    Args:
+        config: What to train, on what, how.
+        output: Existing directory.
+        on_evaluation: Hears of evaluations, in the process that trains: at once, or of all of them
+            in the end where processes were launched. An exception of it ends the run, and the
+            checkpoints stay.
 
     Raises:
         UsageError: A setting is out of range, does not go with the others or with the launcher; or
@@ -155,10 +83,14 @@ def train(config: TrainConfig, *, output: Path) -> TrainRecord:
     _check(config, world=world or config.processes)
     fs.check_writable(config.checkpoints)
     if world or config.processes == 1:
-        return _train(config, output=output, rendezvous=None)
+        return _train(config, output=output, on_evaluation=on_evaluation)
     with fs.scratch_directory() as folder:
         text = _launched(config, rendezvous=folder / "rendezvous", output=output)
-    return record.loads(TrainRecord, text, where="result.json", error=BackendError)
+    found = record.loads(TrainRecord, text, where="result.json", error=BackendError)
+    if on_evaluation is not None:
+        for evaluation in found.evaluations:
+            on_evaluation(evaluation.step, evaluation.metric)
+    return found
 
 
 def _launched(config: TrainConfig, *, rendezvous: Path, output: Path) -> str:
@@ -207,7 +139,13 @@ def _own_directory(config: TrainConfig) -> Path:
     return config.checkpoints / digest.hexdigest()[:16]
 
 
-def _train(config: TrainConfig, *, output: Path, rendezvous: Path | None) -> TrainRecord:
+def _train(
+    config: TrainConfig,
+    *,
+    output: Path,
+    rendezvous: Path | None = None,
+    on_evaluation: OnEvaluation | None = None,
+) -> TrainRecord:
     torch = extras.require("torch")
     if config.threads is not None or rendezvous is not None:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -216,7 +154,7 @@ def _train(config: TrainConfig, *, output: Path, rendezvous: Path | None) -> Tra
     with (
         accelerator(config.settings, rendezvous=rendezvous) as accelerate,
         _alone(directory, accelerate=accelerate) as checkpoints,
-        _trainee(config, device=accelerate.device) as trainee,
+        trainee_of(config, device=accelerate.device) as trainee,
     ):
         assembled = assemble(
             trainee.objectives,
@@ -225,7 +163,7 @@ def _train(config: TrainConfig, *, output: Path, rendezvous: Path | None) -> Tra
             accelerator=accelerate,
         )
         loop = _loop(config, trainee, assembled=assembled, checkpoints=checkpoints)
-        standing = loop.run()
+        standing = loop.run(on_evaluation=on_evaluation)
         accelerate.wait_for_everyone()  # the first has to have written what the others read
         if rendezvous is None or accelerate.is_main_process:
             _save(config, checkpoints.best_file(standing), directory=output / _MODEL)
@@ -254,82 +192,11 @@ def _alone(directory: Path, *, accelerate: Any) -> Iterator[Checkpoints]:
         yield checkpoints
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Trainee:
-    """The modules, and the samples that fit them."""
-
-    objectives: Any
-    teacher: Any
-    samples: Samples
-
-
-@contextmanager
-def _trainee(config: TrainConfig, *, device: Any) -> Iterator[_Trainee]:
-    """Open the models, simulate quantisation where that is asked for, and say what is minimised."""
-    samples, kind = _samples_and_kind(config)
-    student = load_module(config.student)
-    teacher = None if config.teacher is None else _frozen(load_module(config.teacher), device)
-    with _quantized(student, config.ranges):
-        objectives = build_objectives(
-            student.to(device),
-            teacher=teacher,
-            kind=kind,
-            settings=config.settings.objective,
-            names=config.names,
-            batch=placed(samples.batch(_first(samples)), device=device),
-        )
-        try:
-            yield _Trainee(objectives=objectives, teacher=teacher, samples=samples)
-        finally:
-            objectives.close()
-
-
-def _first(samples: Samples) -> Array:
-    """Two samples, to look at shapes."""
-    return np.arange(min(len(samples), 2))
-
-
-def _frozen(module: Any, device: Any) -> Any:
-    return module.eval().requires_grad_(requires_grad=False).to(device)
-
-
-def _quantized(student: Any, ranges: Path | None) -> AbstractContextManager[object]:
-    if ranges is None:
-        return nullcontext()
-    from equipoise.compress.fake_quantize import attach
-    from equipoise.sources.module_grids import read_module_ranges
-
-    attached: AbstractContextManager[object] = attach(student, read_module_ranges(ranges))
-    return attached
-
-
-def _samples_and_kind(config: TrainConfig) -> tuple[Samples, Kind]:
-    """Training samples and what they teach. Labels that teach something else are left aside."""
-    samples = _samples(config, "training")
-    dtype, rank = samples.label_form
-    task = config.student.task
-    try:
-        return samples, task_kind(task, label_dtype=dtype, label_rank=rank)
-    except DataError:
-        if config.settings.objective.task > 0:
-            raise
-        inputs = config.data / "training"
-        unlabelled = Samples(inputs, names=config.names, labels=None)
-        return unlabelled, task_kind(task, label_dtype="", label_rank=0)
-
-
-def _samples(config: TrainConfig, part: str) -> Samples:
-    labels = config.data / f"{part}_labels"
-    return Samples(
-        config.data / part, names=config.names, labels=labels if labels.is_dir() else None
-    )
-
-
 def _loop(
-    config: TrainConfig, trainee: _Trainee, *, assembled: Assembled, checkpoints: Checkpoints
+    config: TrainConfig, trainee: Trainee, *, assembled: Assembled, checkpoints: Checkpoints
 ) -> Loop:
     settings = config.settings
-    validation = _samples(config, "validation")
+    validation = samples_of(config, "validation")
     validator = Validator(
         validation,
         metric=get_metric(config.metric, labels=config.label_names),
@@ -337,7 +204,7 @@ def _loop(
         rank=assembled.rank,
         world=assembled.world,
         device=assembled.accelerator.device,
-        reference=_reference(config, trainee.teacher, labelled=validation.labelled),
+        reference=reference_of(config, trainee.teacher, labelled=validation.labelled),
     )
     return Loop(
         assembled,
@@ -346,28 +213,6 @@ def _loop(
         validator=validator,
         checkpoints=checkpoints,
     )
-
-
-def _reference(config: TrainConfig, teacher: Any, *, labelled: bool) -> Run | None:
-    """What runs the teacher, where the metric compares with it."""
-    if config.metric != _COMPARING:
-        if labelled:
-            return None
-        raise DataError(
-            f"the metric {config.metric} needs labels, and the validation samples have none",
-            hint=f"Give labelled data, or a teacher and the metric {_COMPARING}.",
-        )
-    if teacher is None:
-        raise UsageError(
-            f"the metric {_COMPARING} compares with a teacher, and there is none",
-            hint="Name a teacher, or choose a metric of the labels.",
-        )
-    named = NamedModule(teacher, names=config.names, source="the teacher")
-
-    def run(batch: dict[str, Any]) -> Mapping[str, Any]:
-        return named.call([batch[name] for name in config.names])
-
-    return run
 
 
 def _save(config: TrainConfig, best: Path, *, directory: Path) -> None:
