@@ -155,7 +155,7 @@ def _unreachable(found: Sequence[Plan], *, speedup: float) -> NotMetError:
     layers = [] if fastest.blocks is None else [f"{fastest.blocks} layers"]
     return NotMetError(
         f"a speed-up of {speedup:.2f} cannot be reached: the fastest combination"
-        f" ({', '.join([*layers, *kept])}) is estimated at {fastest.estimated_ms:.3f} ms, a speed-up"
-        f" of {fastest.estimated_speedup:.2f}",
+        f" ({', '.join([*layers, *kept])}) is estimated at {fastest.estimated_ms:.3f} ms, a"
+        f" speed-up of {fastest.estimated_speedup:.2f}",
         hint="Ask for less, or let fewer layers or narrower groups be chosen.",
     )

@@ -109,7 +109,7 @@ def grid_of(group: Group, *, multiple: int, points: int) -> tuple[int, ...]:
     step = math.lcm(multiple, group.multiple)
     last = group.width // step
     steps = {round(1 + (last - 1) * place / (points - 1)) for place in range(points)}
-    return tuple(sorted({step * each for each in steps if each > 0} | {group.width}))
+    return tuple(sorted({step * each for each in steps if 0 < each <= last} | {group.width}))
 
 
 def shapes_of(
