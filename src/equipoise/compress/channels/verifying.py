@@ -2,13 +2,15 @@
 
 To cut channels must be the same as to let nobody look at them: the narrower module has to give the
 numbers of the whole one in which the weights that lead from those channels are zero. Norms over
-several channels would differ rightly, so they only scale and shift while this is checked.
+several channels would differ rightly, so they only scale and shift while this is checked. Weights
+are random: of a trained branch that adds next to nothing, no wrong index would show.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -73,7 +75,8 @@ def _pairs(couplings: Sequence[Coupling]) -> Iterator[Coupling]:
         for member in coupling.members:
             if member.role in _MAKERS and not member.whole():
                 shared[(*member.key, coupling.width)].append(coupling)
-    for halves in shared.values():
+    alike = {tuple(c.name for c in halves): halves for halves in shared.values()}
+    for halves in alike.values():
         if len(halves) > 1:
             yield joined(halves)
 
@@ -103,9 +106,9 @@ class _Check:
 
     def __init__(self, module: Any, *, names: Sequence[str], tensors: Sequence[Any]) -> None:
         self._names = names
-        self._module, self._tensors = copy.deepcopy(module), tensors
+        self._module, self._tensors = _random(copy.deepcopy(module)), tensors
         self._tolerance = _TOLERANCE["float32"]
-        double = copy.deepcopy(module).double()
+        double = copy.deepcopy(self._module).double()
         wide = [t.double() if t.is_floating_point() else t for t in tensors]
         if not isinstance(self._run(double, wide), str):
             self._module, self._tensors = double, wide
@@ -145,6 +148,25 @@ class _Check:
             return found if isinstance(found, str) else str(wanted)
         same = all(_close(found[n], wanted[n], tolerance=self._tolerance) for n in wanted)
         return "" if same else "what comes out depends on more than its weights"
+
+
+def _random(module: Any) -> Any:
+    """``module`` with weights that let every path through it count. In place."""
+    torch = extras.require("torch")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                fan = math.prod(parameter.shape[1:])
+                parameter.normal_(generator=generator).mul_(math.sqrt(2 / fan))
+            else:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(generator=generator)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5, generator=generator)
+    return module
 
 
 def _half(coupling: Coupling) -> Array:
