@@ -23,6 +23,7 @@ from equipoise.compress.study_settings import (
     Median,
     Range,
     Space,
+    State,
     StudyResult,
     StudySettings,
     TrialRecord,
@@ -48,10 +49,12 @@ the trial by an exception of its own when going on is not worth it; let that thr
 _ATTEMPTS: Final = 3
 """A trial whose process dies each time is given up after so many."""
 
+_STARTUP_TRIALS: Final = 5
+"""Trials at random before proposals follow what was seen; TPE's usual 10 are half of a search."""
+
 _SEEDS: Final = 2**32
-_BASE, _RETRY_OF, _ATTEMPT, _REASON, _DIED, _SECONDS = (
-    "base", "retry_of", "attempt", "reason", "died", "seconds",
-)  # fmt: skip
+_BASE, _RETRY_OF, _ATTEMPT, _REASON, _SECONDS = "base", "retry_of", "attempt", "reason", "seconds"
+_STATES: Final[dict[str, State]] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 def search(
@@ -79,8 +82,9 @@ def search(
         NotMetError: No trial came to its end.
     """
     check_study(settings, base=base)
-    with only_one(settings.storage), database_errors(settings.storage), _quiet():
-        study = _Study(settings, base=base, run=run)
+    path = settings.storage
+    with only_one(path), database_errors(path), _quiet(), open_storage(path) as storage:
+        study = _Study(settings, base=base, run=run, storage=storage)
         study.recover()
         study.go_on()
         return study.result()
@@ -107,20 +111,21 @@ class _Study:
         *,
         base: TrainSettings,
         run: Callable[[TrainSettings, Report], float],
+        storage: Any,
     ) -> None:
         optuna = extras.require("optuna")
         self._settings, self._base, self._run = settings, base, run
         self._states = optuna.trial.TrialState
         self._name = study_name(settings, base=base)
         self._study = optuna.create_study(
-            storage=open_storage(settings.storage),
+            storage=storage,
             study_name=self._name,
             direction="maximize",
             pruner=_pruner(settings.pruner),
             load_if_exists=True,
         )
         self._distributions = {
-            name: _distribution(wanted) for name, wanted in searched(settings.space).items()
+            name: _distribution(wanted) for name, wanted in searched(settings, base=base).items()
         }
 
     # Going on.
@@ -129,25 +134,27 @@ class _Study:
         """Enqueue the settings at hand in a new study; in an old one, what died."""
         trials = self._study.get_trials(deepcopy=False)
         if not trials:
-            names = searched(self._settings.space)
-            values = {name: value_of(self._base, name) for name in names}
+            values = {name: value_of(self._base, name) for name in self._distributions}
             self._study.enqueue_trial(values, user_attrs={_BASE: True})
         for trial in trials:
             if trial.state == self._states.RUNNING:
                 self._bury(trial)
 
     def _bury(self, trial: Any) -> None:
-        """Mark a trial whose process died, and let it run again unless it always dies."""
+        """Let a trial whose process died run again, unless it always dies, and mark it."""
         attempt = int(trial.user_attrs.get(_ATTEMPT, 1))
-        self._note(trial, _DIED, value=True)
-        self._study.tell(trial.number, state=self._states.FAIL)
-        if attempt < _ATTEMPTS and trial.params:
+        # A process may die here too: what is enqueued already is not enqueued again.
+        values = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if values and attempt < _ATTEMPTS and trial.number not in self._retried():
             kept = {_BASE: True} if trial.user_attrs.get(_BASE) else {}
             again = {_RETRY_OF: trial.number, _ATTEMPT: attempt + 1, **kept}
-            self._study.enqueue_trial(trial.params, user_attrs=again)
+            self._study.enqueue_trial(values, user_attrs=again)
+        self._study.tell(trial.number, state=self._states.FAIL)
 
-    def _note(self, trial: Any, key: str, *, value: object) -> None:
-        self._study._storage.set_trial_user_attr(trial._trial_id, key, value)  # noqa: SLF001
+    def _retried(self) -> set[int]:
+        """Numbers of trials that were enqueued again."""
+        trials = self._study.get_trials(deepcopy=False)
+        return {int(t.user_attrs[_RETRY_OF]) for t in trials if _RETRY_OF in t.user_attrs}
 
     def go_on(self) -> None:
         """Run trials until a limit is reached."""
@@ -159,7 +166,8 @@ class _Study:
         """Trials that were ended by themselves; what died is run again and does not count."""
         ended = (self._states.COMPLETE, self._states.PRUNED, self._states.FAIL)
         trials = self._study.get_trials(deepcopy=False, states=ended)
-        return [trial for trial in trials if not trial.user_attrs.get(_DIED)]
+        retried = self._retried()
+        return [t for t in trials if _SECONDS in t.user_attrs and t.number not in retried]
 
     def _has_room(self) -> bool:
         counted = self._counted()
@@ -178,7 +186,9 @@ class _Study:
         """
         text = f"{self._settings.seed} {len(self._counted())}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % _SEEDS
-        return extras.require("optuna").samplers.TPESampler(seed=seed)
+        return extras.require("optuna").samplers.TPESampler(
+            n_startup_trials=_STARTUP_TRIALS, seed=seed
+        )
 
     # One trial.
 
@@ -239,33 +249,32 @@ class _Study:
         trials = [t for t in self._study.get_trials(deepcopy=False) if t.state.is_finished()]
         done = [t for t in trials if t.state == self._states.COMPLETE]
         if not done:
-            reasons = {t.user_attrs.get(_REASON, "its process died") for t in trials}
+            reasons = {t.user_attrs.get(_REASON, "the process died") for t in trials}
             raise NotMetError(
                 f"none of {len(trials)} trials came to its end: {'; '.join(sorted(reasons))}",
                 hint="Begin from settings that train, with a smaller rate or batch.",
             )
+        counted = {t.number for t in self._counted()}
         best = max(done, key=lambda t: (t.value, -t.number))
         base = next((t.value for t in done if t.user_attrs.get(_BASE)), None)
         return StudyResult(
             best=with_values(self._base, best.params),
             best_value=best.value,
             base_value=base,
-            trials=tuple(self._record(t) for t in trials),
+            trials=tuple(self._record(t, died=t.number not in counted) for t in trials),
             seconds=self._spent_s(),
             study=self._name,
         )
 
-    def _record(self, trial: Any) -> TrialRecord:
-        states = {self._states.COMPLETE: "complete", self._states.PRUNED: "pruned"}
-        died = trial.user_attrs.get(_DIED, False)
+    def _record(self, trial: Any, *, died: bool) -> TrialRecord:
         return TrialRecord(
             number=trial.number,
-            state="died" if died else states.get(trial.state, "failed"),  # type: ignore[arg-type]
+            state="died" if died else _STATES[trial.state.name],
             value=trial.value,
             settings=dict(trial.params),
-            seconds=float(trial.user_attrs.get(_SECONDS, 0.0)),
+            seconds=0.0 if died else float(trial.user_attrs[_SECONDS]),
             steps=-1 if trial.last_step is None else trial.last_step,
-            reason=str(trial.user_attrs.get(_REASON, "")),
+            reason="its process died" if died else str(trial.user_attrs.get(_REASON, "")),
         )
 
 

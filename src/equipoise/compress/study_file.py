@@ -21,14 +21,28 @@ _SQLITE_WAIT_S: Final = 10.0
 _MAGIC: Final = b"SQLite format 3\x00"
 
 
-def open_storage(path: Path) -> Any:
+@contextlib.contextmanager
+def open_storage(path: Path) -> Iterator[Any]:
     """Optuna's storage in ``path``, made when it is not there."""
     optuna = extras.require("optuna")
     _check_file(path)
     fs.check_writable(path.parent)
     # By a function and not by an address: a path may hold what an address gives a meaning to.
-    options = {"creator": lambda: sqlite3.connect(path, timeout=_SQLITE_WAIT_S)}
-    return optuna.storages.RDBStorage("sqlite://", engine_kwargs=options)
+    options = {"creator": lambda: _connect(path)}
+    storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=options)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection whose commits outlive a killed process; a power cut may take the last ones."""
+    connection = sqlite3.connect(path, timeout=_SQLITE_WAIT_S)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
 
 
 def _check_file(path: Path) -> None:

@@ -14,6 +14,7 @@ from equipoise.compress.settings import Objective, TrainSettings
 from equipoise.errors import RecipeError
 
 Value = int | float | str
+State = Literal["complete", "pruned", "failed", "died"]
 
 _OBJECTIVE: Final = ("task", "logits", "hidden", "attention", "features", "temperature")
 
@@ -97,8 +98,8 @@ class StudySettings:
     """How to search.
 
     Attributes:
-        space: What is searched.
         storage: SQLite file of the study; made when it is not there.
+        space: What is searched; None for :func:`space_around` the settings at hand.
         trials: Most trials in all, earlier runs included; None leaves it to the time.
         budget_s: Seconds of all trials together, earlier runs included; None for no limit. The
             first trial, with the settings at hand, runs in any case.
@@ -107,8 +108,8 @@ class StudySettings:
         question: What else the values depend on, such as hashes of source and data.
     """
 
-    space: Space
     storage: Path
+    space: Space | None = None
     trials: int | None = 20
     budget_s: float | None = None
     seed: int = 0
@@ -131,7 +132,7 @@ class TrialRecord:
     """
 
     number: int
-    state: Literal["complete", "pruned", "failed", "died"]
+    state: State
     value: float | None
     settings: dict[str, Value]
     seconds: float
@@ -189,7 +190,7 @@ def check_study(settings: StudySettings, *, base: TrainSettings) -> None:
         raise RecipeError(f"trials is {settings.trials}; allowed is 1 or more")
     if settings.budget_s is not None and not 0 < settings.budget_s < math.inf:
         raise RecipeError(f"budget_s is {settings.budget_s}; allowed is more than 0")
-    asked = searched(settings.space)
+    asked = searched(settings, base=base)
     if not asked:
         raise RecipeError(
             "the space is empty: no setting is searched",
@@ -220,8 +221,11 @@ def _check_one(name: str, wanted: Range | tuple[Value, ...], *, value: Value) ->
         )
 
 
-def searched(space: Space) -> dict[str, Range | tuple[Value, ...]]:
+def searched(
+    settings: StudySettings, *, base: TrainSettings
+) -> dict[str, Range | tuple[Value, ...]]:
     """Name of each setting that is searched -> its range or choices."""
+    space = space_around(base) if settings.space is None else settings.space
     named = {name: getattr(space, name) for name in space.__dataclass_fields__}
     return {name: wanted for name, wanted in named.items() if wanted not in (None, ())}
 
@@ -247,7 +251,7 @@ def study_name(settings: StudySettings, *, base: TrainSettings) -> str:
     How long and with which pruner a study goes on does not change what its values mean.
     """
     asked = {
-        "space": record.to_json(settings.space),
+        "space": record.to_json(searched(settings, base=base)),
         "base": record.to_json(base),
         "question": settings.question,
     }
