@@ -252,6 +252,15 @@ def test_outputs_of_values_are_compared_as_their_task_does(kind: Any) -> None:
     assert found[1].item() == (3 if kind == "embedding" else 2)
 
 
+def test_a_regressor_without_labels_learns_values() -> None:
+    """Its task is called classification; among the probabilities of one class none differs."""
+    student, teacher = seeded(lambda: Values(outputs=1)), Values(outputs=1)
+    batch = {"x": torch.randn(2, 3, 4)}
+    total, _ = build(student, teacher, batch, kind="classification", logits=1.0)(batch)["logits"]
+    expected = ((student(batch["x"]) - teacher(batch["x"])) ** 2).sum()
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_hidden_states_are_compared_at_real_tokens_of_evenly_spaced_layers() -> None:
     """Relative squared errors through the projections, in the open."""
     student, teacher, batch = bert(width=8), bert(layers=4), texts()

@@ -13,7 +13,7 @@ from equipoise.compress.objective.compatibility import (
 )
 from equipoise.compress.objective.layers import spaced
 from equipoise.compress.objective.points import Point, Size
-from equipoise.compress.objective.task_losses import Kind, Tensor, task_loss
+from equipoise.compress.objective.task_losses import LABEL, Kind, Tensor, task_loss
 from equipoise.compress.objective.watched import Run, Watched
 from equipoise.compress.settings import Objective
 from equipoise.errors import RecipeError, SourceError
@@ -64,6 +64,7 @@ def make_plan(
         DataError: Labels are missing or do not fit.
     """
     runs = [model.trial(batch) for model in models]
+    kind = _kind(kind, output=next(iter(runs[0].outputs.values())), batch=batch)
     if settings.task > 0:
         _check_task(runs[0], kind=kind, batch=batch)
     if len(models) == 1:
@@ -81,6 +82,12 @@ def make_plan(
             for i, j in hidden
         },
     )
+
+
+def _kind(kind: Kind, *, output: Tensor, batch: Mapping[str, Tensor]) -> Kind:
+    """Without labels a regressor passes for a classifier of one class, which nothing can teach."""
+    single = output.ndim == 2 and output.shape[-1] == 1
+    return "regression" if kind == "classification" and single and LABEL not in batch else kind
 
 
 def pair_name(ours: int, theirs: int) -> str:
