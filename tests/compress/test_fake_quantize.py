@@ -31,7 +31,7 @@ from equipoise.sources.module_grids import (
     read_module_ranges,
 )
 from equipoise.sources.source import parse_source
-from equipoise.sources.torch_model import load_module
+from equipoise.sources.torch_model import NamedModule, load_module
 from equipoise.spec import TensorSpec
 from equipoise.targets.profile import Int8Scheme
 
@@ -154,7 +154,7 @@ def source_of(folder, name):
 
 
 def simulated_and_real(folder, name, scheme, tmp_path):
-    """``(what is attached, largest output, largest difference)`` over the rows, in float32."""
+    """``(what is attached, differences of the outputs)`` over the rows, relative to the largest."""
     settings = as_trained(StaticInt8(min_sqnr_db=-200.0))
     quantization = QuantizeConfig(
         model=folder / "model.onnx", quantization=settings, scheme=scheme,
@@ -178,16 +178,25 @@ def simulated_and_real(folder, name, scheme, tmp_path):
                 pairs.append((real, module(torch.from_numpy(row["x"])).numpy()))
         assert attached.unused() == ()
     real, simulated = (np.concatenate(each) for each in zip(*pairs, strict=True))
-    return attached, np.abs(real).max(), np.abs(real - simulated).max()
+    return attached, np.abs(real - simulated) / np.abs(real).max()
+
+
+def is_same(differences, *, tolerance=2e-6) -> bool:
+    """Whether outputs agree but for rounding of float32.
+
+    Sums in another order may put a value that lies between two steps on the other one, here and
+    there; a grid, a bias or a fold that is not the file's is seen in every output.
+    """
+    return bool(np.quantile(differences, 0.85) < tolerance and differences.max() < 0.02)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_outputs_are_those_of_the_int8_file(exported, scheme, tmp_path) -> None:
     """As the file says it, without kernels that compute otherwise, up to rounding of float32."""
     folder = exported("net")
-    found = simulated_and_real(folder, "net", SCHEMES[scheme], tmp_path)
-    attached, largest, difference = found
-    assert difference < 2e-6 * largest
+    attached, differences = simulated_and_real(folder, "net", SCHEMES[scheme], tmp_path)
+    # One step of 16 bits is nearer to the rounding of float32, and crossed more often.
+    assert is_same(differences, tolerance=5e-5 if scheme == "npu" else 2e-6)
     assert len(attached.modules) == 6
     assert attached.folded == {
         "stem.0": "stem.1", "pair.first": "pair.norm1", "pair.second": "pair.norm2",
@@ -198,22 +207,72 @@ def test_outputs_are_those_of_the_int8_file(exported, scheme, tmp_path) -> None:
 @pytest.mark.parametrize(("name", "exporter"), [("net", "dynamo"), ("fresh", "torchscript")])
 def test_normalisations_are_found_by_any_exporter(exported, name, exporter, tmp_path) -> None:
     """The one names folded weights after the norm, the other says nothing of it at all."""
-    attached, largest, difference = simulated_and_real(
-        exported(name, exporter), name, PLAIN, tmp_path
-    )
-    assert difference < 2e-6 * largest
+    folder = exported(name, exporter)
+    attached, differences = simulated_and_real(folder, name, PLAIN, tmp_path)
+    assert is_same(differences)
     assert sorted(attached.folded.values()) == ["pair.norm1", "pair.norm2", "stem.1"]
 
 
 @pytest.mark.slow
 def test_attention_that_takes_weights_by_itself_is_named(exported, tmp_path) -> None:
     """What is not simulated is said; nothing is claimed of it."""
-    attached, _, difference = simulated_and_real(
-        exported("tokens", "dynamo"), "tokens", PLAIN, tmp_path
-    )
+    folder = exported("tokens", "dynamo")
+    attached, differences = simulated_and_real(folder, "tokens", PLAIN, tmp_path)
     assert attached.modules == ("up", "down")
     assert {one.name for one in attached.skipped} == {"attention", "attention.out_proj"}
-    assert difference > 0
+    assert not is_same(differences)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_an_encoder_of_transformers_is_simulated_whole(exporter, tmp_path) -> None:
+    """All its products with weights, by the scheme of a real target, texts of any length."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, num_labels=5,
+    )  # fmt: skip
+    transformers.BertForTokenClassification(config).save_pretrained(tmp_path / "bert")
+    random = np.random.default_rng(0)
+    rows = [
+        {"input_ids": random.integers(1, 100, (1, n)), "attention_mask": np.ones((1, n), np.int64)}
+        for n in (4, 7, 9, 12)
+    ]
+    write_rows(tmp_path / "rows", rows)
+    source = parse_source(str(tmp_path / "bert"))
+    inputs = tuple(
+        TensorSpec(name=name, dtype="int64", shape=("batch", "length")) for name in rows[0]
+    )
+    config = ExportConfig(
+        source=source, samples=tmp_path / "rows", inputs=inputs, exporter=exporter, release=True
+    )
+    export(config, output=tmp_path)
+    float_file = tmp_path / "model.onnx"
+    calibrate(CalibrateConfig(model=float_file, samples=tmp_path / "rows"), output=tmp_path)
+    scheme = replace(PLAIN, joins=Int8Scheme.joins)
+    quantization = QuantizeConfig(
+        model=float_file, quantization=as_trained(StaticInt8(min_sqnr_db=-200.0, tables=False)),
+        scheme=scheme, samples=tmp_path / "rows", statistics=tmp_path,
+    )  # fmt: skip
+    (tmp_path / "int8").mkdir()
+    quantize(quantization, output=tmp_path / "int8")
+    file = tmp_path / "int8" / "model.onnx"
+    wanted = ModuleRangesConfig(
+        model=float_file, scheme=scheme, samples=tmp_path / "rows", quantized=file
+    )
+    module_ranges(wanted, output=tmp_path)
+    module = load_module(source)
+    named = NamedModule(module, names=list(rows[0]), source="bert")
+    unoptimized = SessionSettings(threads=1, optimize="none")
+    attached = attach(module, read_module_ranges(tmp_path / "ranges.json"))
+    with attached, session_opener("onnxruntime")(file, settings=unoptimized) as session:
+        assert len(attached.modules) == 13
+        for row in rows:
+            real, simulated = (next(iter(one(row).values())) for one in (session.run, named.run))
+            assert is_same(np.abs(real - simulated) / np.abs(real).max())
+        assert attached.unused() == ()
+    assert attached.skipped == ()
 
 
 # Modules by hand.
