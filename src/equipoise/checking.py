@@ -19,7 +19,7 @@ from equipoise.data.metrics import Metric, get_metric
 from equipoise.data.store import Rows
 from equipoise.engines import find_engine
 from equipoise.errors import UsageError
-from equipoise.jobs import JobConfig, make_pipeline
+from equipoise.jobs import JobConfig, make_pipeline, metric_of
 from equipoise.locked import read_lock
 from equipoise.locking import LatencySettings, check_locked
 from equipoise.measure.interval import metric_interval, paired_drop
@@ -36,9 +36,6 @@ from equipoise.sources.source import parse_source
 from equipoise.spec import Array
 from equipoise.stages import Observer, StageRunner, default_cache
 from equipoise.targets.machine import detect_machine
-
-_METRICS: Final = {"token-classification": "entity-f1"}
-"""Task -> its metric; accuracy for others."""
 
 _BLAME_SAMPLES: Final = 8
 
@@ -293,7 +290,7 @@ class _Checks:
         request = self._request
         if request.metric or request.limits.max_drop is None:
             return request.metric
-        return _METRICS.get(self._pipeline.job.source.task, "accuracy")
+        return metric_of(self._pipeline.job.source)
 
     def _metric_of(self, outputs: Rows) -> MetricCheck | None:
         if not self._metric:

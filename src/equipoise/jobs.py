@@ -18,6 +18,16 @@ from equipoise.stages import Observer, StageRunner, default_cache
 from equipoise.targets.machine import Machine, detect_machine
 from equipoise.targets.profiles import get_target
 
+_METRICS: Final = {
+    "token-classification": "entity-f1",
+    "causal-lm": "next-token",
+    "feature-extraction": "cosine",
+    "encoder": "cosine",
+    "text-embedding": "cosine",
+    "image-embedding": "cosine",
+}
+"""Task -> its metric; accuracy for others."""
+
 FREE_BYTES: Final = 64 << 20
 """What a place must have left before anything is written to it."""
 
@@ -34,7 +44,7 @@ class JobConfig:
         task: Head of a transformers model; from its config when empty.
         calibration: Calibration data; a part of ``data`` is set aside when None.
         target: Name of a target profile.
-        metric: Name of the task metric.
+        metric: Name of the task metric; that of the task when empty.
         samples: Evaluate on the first so many samples only.
         calibration_samples: Number of calibration samples.
         max_length: Most tokens per text.
@@ -58,7 +68,7 @@ class JobConfig:
     task: str = ""
     calibration: str | None = None
     target: str = "cpu"
-    metric: str = "accuracy"
+    metric: str = ""
     samples: int | None = None
     calibration_samples: int = 128
     max_length: int = 512
@@ -95,13 +105,20 @@ def make_pipeline(config: JobConfig, *, observer: Observer | None = None) -> Pip
     return Pipeline(_job(config, source=source, machine=machine), runner=runner)
 
 
+def metric_of(source: Source) -> str:
+    """The metric of what ``source`` is for. One output of a classifier is a regression."""
+    if source.task == "sequence-classification" and len(source.labels) == 1:
+        return "pearson"
+    return _METRICS.get(source.task, "accuracy")
+
+
 def _job(config: JobConfig, *, source: Source, machine: Machine) -> Job:
     return Job(
         source=source,
         data=_data(config, source=source),
         target=get_target(config.target, machine=machine),
         machine=machine,
-        metric=config.metric,
+        metric=config.metric or metric_of(source),
         threads=config.threads or machine.cores,
         rounds=config.rounds,
     )
@@ -135,7 +152,8 @@ def _files(data: str | None) -> Path | None:
 
 
 def _check_settings(config: JobConfig) -> None:
-    get_metric(config.metric, labels=config.labels or ("",))
+    if config.metric:
+        get_metric(config.metric, labels=config.labels or ("",))
     for name, value, least in (
         ("--rounds", config.rounds, 10),
         ("--threads", config.threads, 1),

@@ -41,9 +41,9 @@ from equipoise.targets.machine import Machine
 from equipoise.targets.profile import Target
 
 MODEL_FILE: Final = "model.onnx"
-_ONNX: Final = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
-_TORCH: Final = (
-    *_ONNX, "torch", "transformers", "safetensors", "tokenizers", "pillow", "timm", "torchvision"
+ONNX: Final = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
+TORCH: Final = (
+    *ONNX, "torch", "transformers", "safetensors", "tokenizers", "pillow", "timm", "torchvision"
 )  # fmt: skip
 _RUN: Final = ("numpy", "onnxruntime")
 
@@ -57,13 +57,13 @@ SIGNATURE = Stage(
     name="signature",
     function="equipoise.export.signature:read_signature",
     record=SignatureRecord,
-    packages=_TORCH,
+    packages=TORCH,
 )
 EXPORT = Stage(
     name="export",
     function="equipoise.export.export:export",
     record=ExportRecord,
-    packages=_TORCH,
+    packages=TORCH,
 )
 GIVEN = Stage(
     name="given",
@@ -75,13 +75,13 @@ EMBED = Stage(
     name="embed",
     function="equipoise.export.embedded:embed",
     record=EmbedRecord,
-    packages=_ONNX,
+    packages=ONNX,
 )
 STATIC = Stage(
     name="static",
     function="equipoise.graph.static:static_stage",
     record=StaticRecord,
-    packages=_ONNX,
+    packages=ONNX,
 )
 VERIFY = Stage(
     name="verify",
@@ -93,9 +93,9 @@ REFERENCE = Stage(
     name="reference",
     function="equipoise.export.reference:run_reference",
     record=ReferenceRecord,
-    packages=_TORCH,
+    packages=TORCH,
 )
-FUSE = Stage(name="fuse", function="equipoise.graph.fuse:fuse", record=FuseRecord, packages=_ONNX)
+FUSE = Stage(name="fuse", function="equipoise.graph.fuse:fuse", record=FuseRecord, packages=ONNX)
 CALIBRATE = Stage(
     name="calibrate",
     function="equipoise.quantize.calibrate:calibrate",
@@ -106,13 +106,13 @@ EQUALIZE = Stage(
     name="equalize",
     function="equipoise.quantize.equalize:equalize_stage",
     record=EqualizeRecord,
-    packages=_ONNX,
+    packages=ONNX,
 )
 QUANTIZE = Stage(
     name="quantize",
     function="equipoise.quantize.quantize:quantize",
     record=QuantizeRecord,
-    packages=_ONNX,
+    packages=ONNX,
 )
 BUILD = Stage(
     name="build",
@@ -181,17 +181,22 @@ class Pipeline:
 
     def __init__(self, job: Job, *, runner: StageRunner) -> None:
         self.job = job
-        self._runner = runner
+        self.runner = runner
 
     @cached_property
     def data(self) -> StageResult[DataRecord]:
         """Calibration and evaluation samples on disk."""
-        return prepare(self.job.data, source=self.job.source, runner=self._runner)
+        return prepare(self.job.data, source=self.job.source, runner=self.runner)
 
     @cached_property
     def exported(self) -> StageResult[ExportRecord]:
         """The source as float ONNX, proved equal to it."""
-        config = ExportConfig(
+        return self.runner.run(EXPORT, self.export_config, label="export to ONNX")
+
+    @property
+    def export_config(self) -> ExportConfig:
+        """How the source is exported for the target."""
+        return ExportConfig(
             source=self.job.source,
             samples=self.calibration,
             inputs=self.data.record.inputs,
@@ -199,7 +204,6 @@ class Pipeline:
             max_ir_version=self.job.target.max_ir_version,
             release=True,
         )
-        return self._runner.run(EXPORT, config, label="export to ONNX")
 
     @cached_property
     def reference(self) -> StageResult[ReferenceRecord]:
@@ -209,7 +213,7 @@ class Pipeline:
             samples=self.evaluation,
             names=tuple(spec.name for spec in self.data.record.inputs),
         )
-        return self._runner.run(REFERENCE, config, label="run the reference")
+        return self.runner.run(REFERENCE, config, label="run the reference")
 
     @property
     def calibration(self) -> Path:
@@ -235,7 +239,7 @@ class Pipeline:
         model = self.float_model
         notes: tuple[str, ...] = ()
         if recipe.fused:
-            fused = self._runner.run(FUSE, FuseConfig(model=model), label=f"{recipe.name}: fuse")
+            fused = self.runner.run(FUSE, FuseConfig(model=model), label=f"{recipe.name}: fuse")
             if not fused.record.fusions:
                 raise RecipeError("the graph has no transformer block to fuse")
             model, notes = fused.files / MODEL_FILE, _fusion_notes(fused.record)
@@ -256,12 +260,12 @@ class Pipeline:
             quantization=quantization,
             scheme=self.job.target.int8,
             samples=self.calibration,
-            statistics=self._statistics(model) if isinstance(quantization, StaticInt8) else None,
+            statistics=self.statistics(model) if isinstance(quantization, StaticInt8) else None,
             threads=self.job.threads,
         )
-        return self._runner.run(QUANTIZE, config, label=f"{label}: quantise")
+        return self.runner.run(QUANTIZE, config, label=f"{label}: quantise")
 
-    def _statistics(self, model: Path) -> Path:
+    def statistics(self, model: Path) -> Path:
         """Directory with what calibration saw of the activations of a float model."""
         config = CalibrateConfig(
             model=model,
@@ -269,7 +273,7 @@ class Pipeline:
             threads=self.job.threads,
             scheme=self.job.target.int8,
         )
-        return self._runner.run(CALIBRATE, config, label="calibrate").files
+        return self.runner.run(CALIBRATE, config, label="calibrate").files
 
     def build(self, model: Path, *, label: str) -> StageResult[EngineRecord]:
         """Build the target's engine from an ONNX file."""
@@ -278,7 +282,7 @@ class Pipeline:
             runtime=self.job.target.runtime,
             settings=SessionSettings(threads=self.job.threads),
         )
-        return self._runner.run(BUILD, config, label=f"{label}: build")
+        return self.runner.run(BUILD, config, label=f"{label}: build")
 
     def evaluate(self, engine: Path | None, *, label: str) -> StageResult[EvaluateRecord]:
         """Metric and parity of an engine; of the reference itself for None."""
@@ -292,7 +296,7 @@ class Pipeline:
             runtime=self.job.target.runtime,
             threads=self.job.threads,
         )
-        return self._runner.run(EVALUATE, config, label=f"{label}: evaluate")
+        return self.runner.run(EVALUATE, config, label=f"{label}: evaluate")
 
     def memory(self, engine: Path, *, label: str) -> MemoryRecord:
         """Peak memory of an engine in a process of its own."""
@@ -303,7 +307,7 @@ class Pipeline:
             runtime=self.job.target.runtime,
             threads=self.job.threads,
         )
-        return self._runner.run(MEMORY, config, label=f"{label}: memory").record
+        return self.runner.run(MEMORY, config, label=f"{label}: memory").record
 
     def latency(self, engine: Path, *, baseline: Path, label: str) -> LatencyRecord:
         """Latency of an engine against the float engine, interleaved."""
@@ -316,7 +320,7 @@ class Pipeline:
             rounds=self.job.rounds,
             threads=self.job.threads,
         )
-        return self._runner.run(LATENCY, config, label=f"{label}: latency").record
+        return self.runner.run(LATENCY, config, label=f"{label}: latency").record
 
     @cached_property
     def _machine(self) -> str:

@@ -94,7 +94,7 @@ def _search(pipeline: Pipeline, config: TuneConfig) -> TuneResult:
         source=config.source,
         data=config.data,
         target=config.target,
-        metric=config.metric,
+        metric=pipeline.job.metric,
         max_drop=config.max_drop,
         threads=pipeline.job.threads,
         reference_metric=metric_interval(trials.reference, trials.metric.value),
@@ -232,7 +232,7 @@ def _steps(
     )
     judged = (
         f"Refused for accuracy: {', '.join(refused) or 'none'}. A candidate is accepted when the"
-        f" 95 % bound of its paired drop of {config.metric} is at most {config.max_drop:g}."
+        f" 95 % bound of its paired drop of {pipeline.job.metric} is at most {config.max_drop:g}."
     )
     target = f"Target {config.target}: {pipeline.job.target.int8.reason}."
     return prepared, proved, target, measured_words, judged, f"Chose {chosen.recipe.name}."

@@ -42,7 +42,7 @@ PEERS: dict[str, set[str]] = {
     "deploy": {"serving"},
     "apps": {"deploy"},
     "search": {"recipe"},
-    "report": {"search"},
+    "report": {"pruning", "search", "training"},
     "pipeline": {"recipe"},
     "jobs": {"pipeline"},
     "compression": {"pipeline"},

@@ -18,8 +18,8 @@ def command(
     ],
     target: options.Target = "cpu",
     metric: Annotated[
-        str, typer.Option(help="accuracy, macro-f1, entity-f1 or cosine.")
-    ] = "accuracy",
+        str, typer.Option(help="Such as accuracy or entity-f1; found from the task if not given.")
+    ] = "",
     max_drop: Annotated[
         float, typer.Option(help="Largest allowed drop of the metric; 0.01 is one point.")
     ] = 0.01,

@@ -32,7 +32,9 @@ class EvaluateConfig:
         reference: Directory of reference outputs on the same samples.
         metric: Name of the metric.
         label_names: Names of the classes, in index order; may be empty.
-        engine: Engine file; None evaluates the reference outputs themselves.
+        engine: Engine file; None evaluates ``outputs``.
+        outputs: Directory of outputs on the same samples; None evaluates the reference outputs
+            themselves.
         runtime: Runtime of the engine.
         threads: Threads per operator.
     """
@@ -43,6 +45,7 @@ class EvaluateConfig:
     metric: str
     label_names: tuple[str, ...] = ()
     engine: Path | None = None
+    outputs: Path | None = None
     runtime: str = "onnxruntime"
     threads: int = 1
 
@@ -74,7 +77,7 @@ def read_statistics(directory: Path) -> Array:
 
 
 def evaluate(config: EvaluateConfig, *, output: Path) -> EvaluateRecord:
-    """Evaluate an engine, or the reference outputs, on labelled samples.
+    """Evaluate an engine, or outputs that are there already, on labelled samples.
 
     Raises:
         DataError: Labels do not fit the outputs.
@@ -85,9 +88,15 @@ def evaluate(config: EvaluateConfig, *, output: Path) -> EvaluateRecord:
     comparison, batched = Comparison(), Comparison()
     statistics, predicted = [], []
     with _runner(config) as run:
-        rows = zip(Rows(config.inputs), Rows(config.labels), Rows(config.reference), strict=True)
-        for feeds, label, wanted in progress.track(rows, total=len(Rows(config.inputs))):
-            outputs = run(feeds, wanted)
+        rows = zip(
+            Rows(config.inputs),
+            Rows(config.labels),
+            Rows(config.reference),
+            Rows(config.outputs or config.reference),
+            strict=True,
+        )
+        for feeds, label, wanted, given in progress.track(rows, total=len(Rows(config.inputs))):
+            outputs = run(feeds, given)
             comparison.add(wanted, outputs)
             statistics.append(metric.statistics(outputs, label["label"], wanted))
             predicted.append((outputs, label["label"]))
@@ -105,23 +114,23 @@ def evaluate(config: EvaluateConfig, *, output: Path) -> EvaluateRecord:
 
 
 _Run = Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]]
-"""Takes the inputs and the reference outputs of a sample; gives the outputs to judge."""
+"""Takes the inputs of a sample and its given outputs; gives the outputs to judge."""
 
 
 @contextlib.contextmanager
 def _runner(config: EvaluateConfig) -> Iterator[_Run]:
     if config.engine is None:
-        yield lambda _feeds, reference: reference
+        yield lambda _feeds, given: given
         return
     settings = SessionSettings(threads=config.threads)
     with session_opener(config.runtime)(config.engine, settings=settings) as session:
-        yield lambda feeds, _reference: session.run(feeds)
+        yield lambda feeds, _given: session.run(feeds)
 
 
 def _compare_batch(config: EvaluateConfig, run: _Run, batched: Comparison) -> None:
     """Compare a batch of samples of equal shape with their references, one below the other."""
     indices = equal_shapes(Rows(config.inputs), most=_BATCH)
-    if len(indices) < 2 or not _batch_is_dynamic(config):
+    if config.engine is None or len(indices) < 2 or not _batch_is_dynamic(config):
         return
     feeds, wanted = (
         stack(Rows(directory), indices) for directory in (config.inputs, config.reference)
@@ -130,7 +139,6 @@ def _compare_batch(config: EvaluateConfig, run: _Run, batched: Comparison) -> No
 
 
 def _batch_is_dynamic(config: EvaluateConfig) -> bool:
-    if config.engine is None:
-        return True
-    with session_opener(config.runtime)(config.engine, settings=SessionSettings()) as session:
+    engine = config.engine or Path()
+    with session_opener(config.runtime)(engine, settings=SessionSettings()) as session:
         return all(spec.shape and isinstance(spec.shape[0], str) for spec in session.inputs)

@@ -1,4 +1,4 @@
-"""The stage that looks at a transformer before anything is cut: widths, operators, layers."""
+"""The stages that look at a transformer before anything is cut: widths, operators, layers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 from equipoise import progress
 from equipoise.compress.importance import Importance
 from equipoise.compress.structure import Structure
+from equipoise.compress.transformer.axes import layers_prefix
 from equipoise.compress.transformer.proof import proven_axes
 from equipoise.compress.transformer.reduce import open_transformer
 from equipoise.compress.transformer.samples import Samples, read_samples
 from equipoise.compress.transformer.scores import block_influence, passed_over, unit_scores
-from equipoise.compress.transformer.shapes import TransformerShape
+from equipoise.compress.transformer.shapes import TransformerShape, read_shape
 from equipoise.compress.transformer.structure import transformer_structure
 from equipoise.sources.source import Source
 
@@ -31,7 +32,6 @@ class ReadConfig:
         importance: What makes a channel important.
         samples: Most training samples that are scored on.
         sequence: Positions of an input whose latency counts.
-        depth: Whether layers are looked at too.
     """
 
     source: Source
@@ -39,8 +39,7 @@ class ReadConfig:
     names: tuple[str, ...]
     sequence: int
     importance: Importance = "taylor"
-    samples: int = 256
-    depth: bool = True
+    samples: int = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +51,6 @@ class TransformerReading:
         shape: Its sizes.
         head_size: Features of a head.
         coupled: Whether heads go with the hidden width.
-        dispensable: Layers in the order in which they can best be left out: each the one whose
-            absence costs least when those before it are gone already.
         refused: Width -> why it cannot be cut.
     """
 
@@ -61,39 +58,80 @@ class TransformerReading:
     shape: TransformerShape
     head_size: int
     coupled: bool
-    dispensable: tuple[int, ...]
     refused: dict[str, str]
 
 
 def read_transformer(config: ReadConfig, *, output: Path) -> TransformerReading:  # noqa: ARG001
-    """Look at a transformer; ``output`` stays empty, the record has it all.
+    """Look at the widths of a transformer; ``output`` stays empty, the record has it all.
 
     Raises:
         SourceError: The source is no transformers model that can be cut.
         DataError: The samples do not fit the model.
     """
     module = open_transformer(config.source)
-    samples = read_samples(
-        config.data,
-        part="training",
-        names=config.names,
-        task=config.source.task,
-        count=config.samples,
-    )
+    samples = _samples(config)
     axes = proven_axes(module, inputs=samples.first())
     losses = samples.losses(module, name=config.source.name)
     scores = unit_scores(module, config.importance, axes=axes, losses=losses)
     structure = transformer_structure(
         module, axes, scores=scores, sequence=config.sequence, inputs=samples.first()
     )
-    order = _order(module, samples, prefix=axes.prefix, name=config.source.name)
     return TransformerReading(
         structure=structure,
         shape=axes.shape,
         head_size=axes.head_size,
         coupled=axes.coupled,
-        dispensable=order if config.depth and axes.prefix else (),
         refused=dict(axes.refused),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersConfig:
+    """Whose layers to look at.
+
+    Attributes:
+        source: The model.
+        data: Directory with ``training`` rows and, where there are labels, ``training_labels``.
+        names: Inputs of the model.
+        samples: Most training samples that the loss is measured on.
+    """
+
+    source: Source
+    data: Path
+    names: tuple[str, ...]
+    samples: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersRecord:
+    """Which layers can go.
+
+    Attributes:
+        shape: Sizes of the model.
+        dispensable: Layers in the order in which they can best be left out, all but one: each the
+            one whose absence costs least when those before it are gone already. Empty where the
+            layers share their weights.
+    """
+
+    shape: TransformerShape
+    dispensable: tuple[int, ...]
+
+
+def read_layers(config: LayersConfig, *, output: Path) -> LayersRecord:  # noqa: ARG001
+    """Look at the layers of a transformer; ``output`` stays empty. Raises as above."""
+    module = open_transformer(config.source)
+    prefix = layers_prefix(module)
+    order = _order(module, _samples(config), prefix=prefix, name=config.source.name)
+    return LayersRecord(shape=read_shape(module.config), dispensable=order)
+
+
+def _samples(config: ReadConfig | LayersConfig) -> Samples:
+    return read_samples(
+        config.data,
+        part="training",
+        names=config.names,
+        task=config.source.task,
+        count=config.samples,
     )
 
 
@@ -103,7 +141,7 @@ def _order(module: Any, samples: Samples, *, prefix: str, name: str) -> tuple[in
         return ()
     if samples.mean_loss(module, name=name) is None:
         scores = block_influence(module, prefix=prefix, run=samples.run(module, name=name))
-        return tuple(sorted(range(len(scores)), key=lambda index: scores[index]))
+        return tuple(sorted(range(len(scores)), key=lambda index: scores[index])[:-1])
     return _greedy(module, prefix=prefix, loss=lambda: samples.mean_loss(module, name=name) or 0.0)
 
 

@@ -1,0 +1,1 @@
+"""Pruning and training joined with export, engines and measuring."""

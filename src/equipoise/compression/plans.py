@@ -1,0 +1,242 @@
+"""What to cut next: ways that the table of layers says are fast enough, the best by its loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from equipoise.compress.latency.allocate import Scope, allocate
+from equipoise.compress.latency.estimate import Estimator
+from equipoise.compress.latency.plans import Plan, plans
+from equipoise.compress.latency.table import LayerTable
+from equipoise.compress.structure import Structure
+from equipoise.compress.transformer.reading import LayersRecord, TransformerReading
+from equipoise.compress.transformer.shapes import TransformerShape
+from equipoise.compression.compression import Compression, Cut
+from equipoise.compression.cutting import Cutting
+from equipoise.errors import NotMetError
+from equipoise.sources.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A cut that was made and looked at, but not trained.
+
+    Attributes:
+        cut: The model.
+        words: What was cut.
+        estimated: Speed-up over the model before, by the table of layers.
+    """
+
+    cut: Cut
+    words: str
+    estimated: float
+
+
+class Planner(ABC):
+    """Proposes cuts of one model and of what becomes of it.
+
+    Args:
+        compression: The stages.
+        cutting: What to cut.
+    """
+
+    def __init__(self, compression: Compression, cutting: Cutting) -> None:
+        self._compression, self._cutting = compression, cutting
+        self._original = compression.pipeline.job.source
+
+    def propose(self, source: Source, *, speedup: float, latency_ms: float, label: str) -> Proposal:
+        """The cut of least loss among those that are ``speedup`` times as fast by the table.
+
+        Args:
+            source: The original, or what was cut from it.
+            speedup: Over ``source``.
+            latency_ms: Of ``source``, measured.
+            label: What the step is called.
+
+        Raises:
+            NotMetError: No cut is so fast; says how far they get and what binds.
+            SourceError: Nothing of the model can be cut.
+        """
+        structure = self._structure(source, label=label)
+        estimator = Estimator(self._table, structure, whole_ms=latency_ms)
+        ways = self._ways(source, structure, estimator, speedup=speedup, label=label)
+        return min(ways, key=lambda way: _loss(way.cut))
+
+    @cached_property
+    def _table(self) -> LayerTable:
+        structure = self._structure(self._original, label="look at the model")
+        return self._compression.table(structure, multiple=self._cutting.multiple)
+
+    @abstractmethod
+    def _structure(self, source: Source, *, label: str) -> Structure:
+        """What of ``source`` can be cut."""
+
+    @abstractmethod
+    def _ways(
+        self,
+        source: Source,
+        structure: Structure,
+        estimator: Estimator,
+        *,
+        speedup: float,
+        label: str,
+    ) -> list[Proposal]:
+        """Cuts that are fast enough by the table, made."""
+
+
+def _loss(cut: Cut) -> float:
+    """Right after the cut; without labels all are alike, and the first is taken."""
+    return 0.0 if cut.loss_after is None else cut.loss_after
+
+
+def planner_of(compression: Compression, cutting: Cutting) -> Planner:
+    """By config for a transformers directory, by channels for every other module."""
+    kinds = {"transformers": _Transformer}
+    return kinds.get(compression.pipeline.job.source.kind, _Channels)(compression, cutting)
+
+
+class _Channels(Planner):
+    """Channels, as the knapsack over the table says; and in proportion, for comparison."""
+
+    def _structure(self, source: Source, *, label: str) -> Structure:
+        return self._compression.read_channels(source, self._cutting, label=label).structure
+
+    def _ways(
+        self,
+        source: Source,
+        structure: Structure,
+        estimator: Estimator,
+        *,
+        speedup: float,
+        label: str,
+    ) -> list[Proposal]:
+        scopes: Sequence[Scope] = ("global", "per-layer")
+        if self._cutting.scope == "per-layer" or self._cutting.proposals < 2:
+            scopes = (self._cutting.scope,)
+        found = []
+        for scope in scopes:
+            allocation = allocate(structure, estimator, speedup=speedup, scope=scope)
+            cut = self._compression.narrow(
+                source, allocation.widths, cutting=self._cutting, label=f"{label}: {scope}"
+            )
+            words = f"{scope}: {_narrowed(structure, allocation.widths)}"
+            found.append(Proposal(cut=cut, words=words, estimated=allocation.estimated_speedup))
+        return found
+
+
+def _narrowed(structure: Structure, widths: Mapping[str, int]) -> str:
+    cut = [g for g in structure.groups if widths.get(g.name, g.width) < g.width]
+    shown = ", ".join(f"{g.name} {g.width} to {widths[g.name]}" for g in cut[:3])
+    return f"{shown} and {len(cut) - 3} more" if len(cut) > 3 else shown
+
+
+class _Transformer(Planner):
+    """Layers, feed-forward width, heads and hidden width together."""
+
+    def _structure(self, source: Source, *, label: str) -> Structure:
+        return self._reading(source, label=label).structure
+
+    def _reading(self, source: Source, *, label: str) -> TransformerReading:
+        importance = self._cutting.importance
+        return self._compression.read_transformer(source, label=label, importance=importance)
+
+    def _ways(
+        self,
+        source: Source,
+        structure: Structure,
+        estimator: Estimator,
+        *,
+        speedup: float,
+        label: str,
+    ) -> list[Proposal]:
+        reading = self._reading(source, label=label)
+        layers = self._compression.read_layers(source, label=f"{label}: layers")
+        whole = len(reading.shape.layers)
+        deep = self._cutting.depth and layers.dispensable
+        found = [
+            plan
+            for plan in plans(structure, estimator, speedup=speedup)
+            if deep or plan.blocks in {None, whole}
+        ]
+        if not found:
+            raise NotMetError(
+                f"no width of {source.name} alone is {speedup:.2f}x as fast",
+                hint="Let layers go as well: leave out --no-depth.",
+            )
+        return [
+            self._made(source, plan, reading=reading, layers=layers, label=f"{label}, {number}")
+            for number, plan in enumerate(self._shortlist(found, reading), start=1)
+        ]
+
+    def _shortlist(self, found: Sequence[Plan], reading: TransformerReading) -> list[Plan]:
+        """Of each depth and of each hidden width the plan that keeps most importance."""
+        kept = _kept_share(reading.structure)
+        best: dict[tuple[int | None, bool], Plan] = {}
+        for plan in sorted(found, key=kept):
+            narrow = plan.widths.get("hidden", reading.shape.hidden) < reading.shape.hidden
+            best[plan.blocks, narrow] = plan
+        ranked = sorted(best.values(), key=kept, reverse=True)
+        return ranked[: self._cutting.proposals]
+
+    def _made(
+        self,
+        source: Source,
+        plan: Plan,
+        *,
+        reading: TransformerReading,
+        layers: LayersRecord,
+        label: str,
+    ) -> Proposal:
+        shape = _shape_of(plan, reading=reading, layers=layers)
+        importance = self._cutting.importance
+        cut = self._compression.reduce(source, shape, label=label, importance=importance)
+        return Proposal(
+            cut=cut, words=_sizes(shape, reading.shape), estimated=plan.estimated_speedup
+        )
+
+
+def _kept_share(structure: Structure) -> Callable[[Plan], float]:
+    """How much of the scores a plan keeps, group by group, times its share of layers."""
+    totals = {group.name: sum(group.scores) or 1.0 for group in structure.groups}
+    blocks = len({layer.block for layer in structure.layers if layer.block >= 0}) or 1
+
+    def share(plan: Plan) -> float:
+        kept = (plan.blocks or blocks) / blocks
+        for group in structure.groups:
+            best = sorted(group.scores, reverse=True)[: plan.widths.get(group.name, group.width)]
+            kept *= sum(best) / totals[group.name]
+        return kept
+
+    return share
+
+
+def _shape_of(plan: Plan, *, reading: TransformerReading, layers: LayersRecord) -> TransformerShape:
+    shape = reading.shape
+    keep = plan.blocks or len(shape.layers)
+    gone = layers.dispensable[: len(shape.layers) - keep]
+    hidden = plan.widths.get("hidden", shape.hidden)
+    each = shape.heads // shape.key_value_heads
+    groups = plan.widths.get("heads", shape.key_value_heads)
+    if reading.coupled:
+        groups = hidden // reading.head_size // each
+    return replace(
+        shape,
+        layers=tuple(index for index in shape.layers if index not in gone),
+        intermediate=plan.widths.get("intermediate", shape.intermediate),
+        hidden=hidden,
+        heads=groups * each,
+        key_value_heads=groups,
+    )
+
+
+def _sizes(after: TransformerShape, before: TransformerShape) -> str:
+    sizes = {
+        "layers": (len(before.layers), len(after.layers)),
+        "feed-forward": (before.intermediate, after.intermediate),
+        "heads": (before.heads, after.heads),
+        "hidden": (before.hidden, after.hidden),
+    }
+    return ", ".join(f"{name} {a} to {b}" for name, (a, b) in sizes.items() if a != b)

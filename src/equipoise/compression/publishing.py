@@ -1,0 +1,32 @@
+"""A model and what is known of it, into the directory that a user named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from equipoise import fs
+from equipoise.compression.compression import MODEL
+from equipoise.sources.source import Source, path_of
+
+RESULTS: Final = "results.json"
+
+
+def publish(result: object, model: Source | None, *, output: Path) -> None:
+    """Write ``model/`` and ``results.json``; what stood there before stays whole until then.
+
+    Args:
+        result: Becomes ``results.json``.
+        model: A source that is a directory; None writes none.
+        output: The directory.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with fs.staged_directory(output / ".next") as staging:
+        fs.write_json(staging / RESULTS, result)
+        if model is not None:
+            fs.copy_tree(path_of(model), staging / MODEL)
+    for name in (RESULTS,) if model is None else (MODEL, RESULTS):
+        fs.move_into_place(output / ".next" / name, output / name)
+    fs.remove(output / ".next")
