@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -18,9 +20,11 @@ from equipoise.errors import RecipeError
 from equipoise.export.config import ExportConfig
 from equipoise.export.export import export
 from equipoise.quantize.calibrate import CalibrateConfig, calibrate
+from equipoise.quantize.grids import weight_grid
 from equipoise.quantize.module_ranges import ModuleRangesConfig, as_trained, module_ranges
 from equipoise.quantize.quantize import QuantizeConfig, quantize
 from equipoise.quantize.schemes import StaticInt8
+from equipoise.quantize.static import _fitting_power
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
 from equipoise.sources.module_grids import (
@@ -155,10 +159,9 @@ def source_of(folder, name):
 
 def simulated_and_real(folder, name, scheme, tmp_path):
     """``(what is attached, differences of the outputs)`` over the rows, relative to the largest."""
-    settings = as_trained(StaticInt8(min_sqnr_db=-200.0))
     quantization = QuantizeConfig(
-        model=folder / "model.onnx", quantization=settings, scheme=scheme,
-        samples=folder / "rows", statistics=folder,
+        model=folder / "model.onnx", quantization=as_trained(StaticInt8(min_sqnr_db=-200.0)),
+        scheme=scheme, samples=folder / "rows", statistics=folder,
     )  # fmt: skip
     quantize(quantization, output=tmp_path)
     file = tmp_path / "model.onnx"
@@ -405,6 +408,64 @@ def test_a_weight_scale_reaches_the_largest_weight(bits, per_channel) -> None:
         assert torch.allclose(scale.flatten()[[0, 1, 3, 4]], reach)
     else:
         assert scale.item() == pytest.approx((rows.abs().max() / most).item())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), tail=st.floats(1, 40), bits=st.sampled_from([7, 8]),
+    per_channel=st.booleans(),
+)  # fmt: skip
+def test_powers_of_two_are_those_that_quantising_picks(seed, tail, bits, per_channel) -> None:
+    """The next above, or half of them where few large weights make that cheaper."""
+    rows = np.random.default_rng(seed).normal(size=(4, 300)).astype(np.float32)
+    rows[:, 0] *= np.float32(tail)
+    reach = np.abs(rows).max(axis=1 if per_channel else None)
+    axis = 0 if per_channel else None
+    wanted = _fitting_power(weight_grid(reach, axis=axis, bits=bits, power_of_two=True), rows)
+    form = WeightForm(bits=bits, per_channel=per_channel, power_of_two=True)
+    found = weight_scale(torch.from_numpy(rows), form).flatten().numpy()
+    assert np.array_equal(found, np.atleast_1d(wanted.scale))
+
+
+def one_layer(**changes: object):
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Linear(8, 5)).eval()
+    return module, ranges_of(layer_grid(module, "0", **changes))
+
+
+def test_an_integer_bias_is_rounded_to_the_grid_of_the_products() -> None:
+    """Its scale is that of the input times that of each channel's weights."""
+    module, ranges = one_layer(integer_bias=True, input=grid("x", scale=2.0))
+    with attach(module, ranges), torch.no_grad():
+        bias = module(torch.zeros(1, 8))[0]
+    step = 2.0 * module[0].weight.detach().abs().amax(1) / 127
+    assert torch.allclose(bias, (module[0].bias / step).round() * step, atol=1e-7)
+    assert (bias - module[0].bias).abs().max() > 1e-4
+
+
+def test_a_bias_too_large_for_int32_widens_the_scale_of_its_weights() -> None:
+    """A channel that training switched off has weights of nothing and an ordinary bias."""
+    module, _ = one_layer()
+    with torch.no_grad():
+        module[0].weight[0] = 1e-12
+        module[0].bias[0] = 3.0
+    ranges = ranges_of(layer_grid(module, "0", integer_bias=True))
+    with attach(module, ranges), torch.no_grad():
+        assert module(torch.zeros(1, 8))[0, 0].item() == pytest.approx(3.0, rel=1e-6)
+
+
+def test_an_output_is_rounded_before_its_bias_where_the_file_does() -> None:
+    """As targets have it that want integers out of every product."""
+    output = grid("y", scale=0.25)
+    x = torch.randn(6, 8)
+    module, ranges = one_layer(output=output, output_before_bias=True)
+    with attach(module, ranges), torch.no_grad():
+        steps = (module(x) - module[0].bias) / 0.25
+        assert torch.allclose(steps, steps.round(), atol=1e-5)
+    module, ranges = one_layer(output=output)
+    with attach(module, ranges), torch.no_grad():
+        steps = module(x) / 0.25
+        assert torch.allclose(steps, steps.round(), atol=1e-5)
 
 
 class Normed(nn.Module):

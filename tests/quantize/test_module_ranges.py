@@ -199,6 +199,29 @@ def test_products_of_activations_and_layers_in_float_are_named(scheme, case, tmp
     assert "float" in reasons["node_b"]
 
 
+def test_an_output_that_is_rounded_before_its_bias_is_told(scheme, case, tmp_path) -> None:
+    """A product and its bias are two nodes, and some targets want integers between them."""
+    text = """
+        two (float[batch, 4, 8] x) => (float[batch, 4, 6] y) {
+            a = MatMul(x, w1)
+            b = Add(a, b1)
+            y = MatMul(b, w2)
+        }
+    """
+    random = np.random.default_rng(0)
+    weights = {"w1": random.normal(size=(8, 8)), "w2": random.normal(size=(8, 6))}
+    weights["b1"] = random.normal(size=8)
+    rows = [{"x": random.normal(size=(1, 4, 8)).astype("f")} for _ in range(8)]
+    places = {"a": "first", "b": "first", "y": "second"}
+    integers = replace(scheme, float_products=False)
+    first = read(case(text, weights, places, integers, rows=rows), tmp_path).modules[0]
+    assert first.output.activation == "a"
+    assert first.output_before_bias
+    floats = read(case(text, weights, places, scheme, rows=rows), tmp_path).modules[0]
+    assert floats.output == read_module_ranges(tmp_path / "ranges.json").modules[1].input
+    assert not floats.output_before_bias
+
+
 def test_two_nodes_of_one_module_and_nodes_of_none_are_left_out(case, weights, scheme, tmp_path):
     """Packed projections have one name for several products; which is which nobody can tell."""
     places = {"a": "", "c": "packed", "y": "packed"}
