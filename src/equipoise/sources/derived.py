@@ -278,6 +278,19 @@ def _shape(module: Any, shapes: Mapping[str, tuple[int, ...]], where: str) -> No
             f" {first_few(unplaced)}",
             hint="Its code has changed since; take the version that the model was made with.",
         )
+    missing = sorted(_missing(module, shapes))
+    if missing:
+        raise SourceError(f"{where}/{WEIGHTS} does not fit: missing: {first_few(missing)}")
+
+
+def _missing(module: Any, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Names without a tensor, but for other names of a stored one and counters of training."""
+    named = dict(module.named_parameters(remove_duplicate=False))
+    stored = {id(parameter) for name, parameter in named.items() if name in shapes}
+    for name in module.state_dict():
+        counter = name.endswith("num_batches_tracked")
+        if name not in shapes and not counter and id(named.get(name)) not in stored:
+            yield name
 
 
 def _place(module: Any, name: str, shape: tuple[int, ...]) -> bool:

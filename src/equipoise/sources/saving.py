@@ -10,7 +10,7 @@ from typing import Any, Final
 from equipoise import extras, fs, record
 from equipoise.errors import SourceError
 from equipoise.sources.checkpoint import first_few, require_finite_weights
-from equipoise.sources.derived import DESCRIPTION, WEIGHTS, apply_, described
+from equipoise.sources.derived import DESCRIPTION, WEIGHTS, Derivation, apply_, described
 from equipoise.sources.source import Source, base_of, path_of
 from equipoise.sources.torch_model import build_module
 from equipoise.sources.transformers_model import read_config
@@ -58,8 +58,10 @@ def save_source(module: Any, *, base: Source, directory: Path) -> None:
 
 def _save_derived(module: Any, *, base: Source, directory: Path) -> None:
     first = base_of(base)
-    found = described(module, fresh=build_module(first), base=first.name)
+    fresh = build_module(first)
+    found = described(module, fresh=fresh, base=first.name)
     found = dataclasses.replace(found, task=base.task, labels=base.labels)
+    _check_kept(module, fresh, found)
     tensors = _tensors(module)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     again = build_module(first)
@@ -68,6 +70,18 @@ def _save_derived(module: Any, *, base: Source, directory: Path) -> None:
     with fs.staged_directory(directory) as place:
         fs.write_json(place / DESCRIPTION, found)
         _write_tensors(tensors, place / WEIGHTS)
+
+
+def _check_kept(module: Any, fresh: Any, found: Derivation) -> None:
+    """A layer that is still there must have every tensor that it was built with."""
+    held, modules = module.state_dict(), dict(module.named_modules())
+    owners = {name: name.rpartition(".")[0] for name in fresh.state_dict() if name not in held}
+    gone = [n for n, o in owners.items() if o in modules and o not in found.identities]
+    if gone:
+        raise SourceError(
+            f"the model has not got what {found.base} builds: {first_few(sorted(gone))}",
+            hint="A layer is left out as a whole; a bias without effect may be zero.",
+        )
 
 
 def _tensors(module: Any) -> dict[str, Any]:
@@ -96,8 +110,7 @@ def _check_same(module: Any, again: Any, *, base: str) -> None:
     if odd:
         raise SourceError(
             f"the model has tensors that {base} does not build in this shape: {first_few(odd)}",
-            hint="Buffers that are not saved must not depend on a size that is changed; a bias"
-            " must not be taken away.",
+            hint="Buffers that are not saved must not depend on a size that is changed.",
         )
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from equipoise.compress.channels.calls import is_depthwise, layer_shape, total_macs
 from equipoise.compress.channels.coupling import Coupling, Member
 from equipoise.compress.channels.graph import Graph, read_graph
@@ -209,7 +207,7 @@ def joined_notes(graph: Graph) -> tuple[str, ...]:
 
 
 def uniform(structure: Structure, *, ratio: float) -> dict[str, int]:
-    """Widths that keep about ``ratio`` of every group, at least one multiple each.
+    """Widths that keep about ``ratio`` of every group: the nearest that it may have.
 
     Args:
         structure: The groups.
@@ -224,5 +222,5 @@ def uniform(structure: Structure, *, ratio: float) -> dict[str, int]:
 
 
 def _nearest(group: Group, ratio: float) -> int:
-    steps = max(1, int(np.floor(group.width * ratio / group.multiple + 0.5)))
-    return min(group.width, steps * group.multiple)
+    allowed = (group.width, *range(group.multiple, group.width, group.multiple))
+    return min(allowed, key=lambda width: (abs(width - ratio * group.width), -width))
