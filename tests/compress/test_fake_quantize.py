@@ -443,17 +443,6 @@ def test_an_integer_bias_is_rounded_to_the_grid_of_the_products() -> None:
     assert (bias - module[0].bias).abs().max() > 1e-4
 
 
-def test_a_bias_too_large_for_int32_widens_the_scale_of_its_weights() -> None:
-    """A channel that training switched off has weights of nothing and an ordinary bias."""
-    module, _ = one_layer()
-    with torch.no_grad():
-        module[0].weight[0] = 1e-12
-        module[0].bias[0] = 3.0
-    ranges = ranges_of(layer_grid(module, "0", integer_bias=True))
-    with attach(module, ranges), torch.no_grad():
-        assert module(torch.zeros(1, 8))[0, 0].item() == pytest.approx(3.0, rel=1e-6)
-
-
 def test_an_output_is_rounded_before_its_bias_where_the_file_does() -> None:
     """As targets have it that want integers out of every product."""
     output = grid("y", scale=0.25)

@@ -9,8 +9,6 @@ from equipoise.compress.fake_finding import Placed, fold_factor, is_transposed
 from equipoise.sources.module_grids import ActivationGrid, ModuleRanges, WeightForm
 
 _SMALLEST_SCALE: Final = 2.0**-60
-_BIAS_MOST: Final = 2.0**30
-"""A bias fills half of int32 at most; see ``quantize/qdq.py``."""
 
 
 class Scales:
@@ -155,7 +153,7 @@ class FakeLayer:
         values = round_activation(values, grid.input, scale=input_scale)
         weight, bias = self._folded()
         rows = weight.flatten(1)
-        scale = self._roomy(weight_scale(rows, grid.weight), bias, input_scale)
+        scale = weight_scale(rows, grid.weight)
         weight = (_rounded(rows / scale, -_most(grid.weight), _most(grid.weight)) * scale).reshape(
             weight.shape
         )
@@ -199,12 +197,3 @@ class FakeLayer:
         mean = norm.running_mean.float() if bias is None else norm.running_mean.float() - bias
         shift = -mean * factor if norm.bias is None else norm.bias.float() - mean * factor
         return weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), shift
-
-    def _roomy(self, scale: Any, bias: Any, input_scale: Any) -> Any:
-        """Scales at which an integer bias fits into int32: a channel of tiny weights needs them."""
-        if bias is None or not self._grid.integer_bias:
-            return scale
-        torch = extras.require("torch")
-        least = bias.detach().abs() / (input_scale.detach() * _BIAS_MOST)
-        least = least.reshape(-1, 1) if scale.numel() > 1 else least.max().reshape(1, 1)
-        return torch.where(least <= scale, scale, _power_of_two_above(least))
