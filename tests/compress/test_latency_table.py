@@ -21,6 +21,7 @@ from equipoise.compress.latency.shapes import (
     shapes_of,
     structure_bytes,
     weight_values,
+    working_sets_of,
 )
 from equipoise.compress.latency.surface import monotone
 from equipoise.compress.latency.table import (
@@ -85,11 +86,12 @@ def test_a_larger_layer_is_measured_slower(scheme: Int8Scheme, precision: str) -
     )  # fmt: skip
     table = measured(*shapes, scheme=scheme, precision=precision, rounds=9)
     assert [layer.shape for layer in table.layers] == list(shapes)
-    times = [layer.latency_ms.value for layer in table.layers]
+    times = [layer.latency_ms[0].value for layer in table.layers]
     for small, large in zip(times[::2], times[1::2], strict=True):
         assert small * 2 < large
     for layer in table.layers:
-        assert 0 <= layer.latency_ms.low <= layer.latency_ms.value <= layer.latency_ms.high
+        (latency,) = layer.latency_ms
+        assert 0 <= latency.low <= latency.value <= latency.high
     assert table.call_ms.value > 0
     assert table.whole_ms is None
 
@@ -113,7 +115,7 @@ def test_a_whole_model_is_timed_with_its_layers(
     write_rows(tmp_path / "rows", [{"x": np.ones((1, 1, 8, 8), dtype=np.float32)}])
     table = measured(
         conv(1, 4), scheme=scheme, rounds=6, whole=conv_onnx, samples=tmp_path / "rows",
-        working_set_bytes=1000,
+        working_sets=(1000, 2000),
     )  # fmt: skip
     assert table.whole_ms is not None
     assert table.whole_ms.value > table.call_ms.value
@@ -213,7 +215,7 @@ def test_another_runtime_measures_too() -> None:
             conv(16, 16), conv(256, 256, size=16), linear(64, 64), attention(2),
             scheme=own, runtime="openvino", precision=precision, rounds=9,
         )  # fmt: skip
-        times = [layer.latency_ms.value for layer in table.layers]
+        times = [layer.latency_ms[0].value for layer in table.layers]
         assert times[0] * 2 < times[1]
 
 
@@ -245,6 +247,9 @@ def test_wrong_settings_are_refused(scheme: Int8Scheme, tmp_path: Path, conv_onn
         measured(scheme=scheme)
     with pytest.raises(UsageError, match="rounds"):
         measured(conv(4, 4), scheme=scheme, rounds=0)
+    for wrong in ((), (4, 4), (8, 2)):
+        with pytest.raises(UsageError, match="rise"):
+            measured(conv(4, 4), scheme=scheme, working_sets=wrong)
     with pytest.raises(UsageError, match="samples"):
         measured(conv(4, 4), scheme=scheme, whole=conv_onnx)
     with pytest.raises(UsageError, match="onnxruntime"):
@@ -284,14 +289,14 @@ def wound(timed: list[Timed]) -> list[float]:
 
 def test_each_call_is_given_its_time() -> None:
     timed, _ = sessions({"a": 1e-3, "b": 2e-6, "c": 0.3})
-    rows = time_in_turns(timed, turns=Turns(rounds=6), clock=lambda: wound(timed)[0])
+    (rows,) = time_in_turns(timed, turns=Turns(rounds=6), clock=lambda: wound(timed)[0])
     np.testing.assert_allclose(rows, [[1.0, 0.002, 300.0]] * 6)
 
 
 def test_others_read_as_much_as_the_model_between_two_calls() -> None:
     """With a working set of 30 bytes and layers of 10, two others come between at least."""
     timed, log = sessions(dict.fromkeys("abcdefg", 1e-3))
-    turns = Turns(rounds=3, working_set_bytes=30)  # one order of engines
+    turns = Turns(rounds=3, working_sets=(30,))  # one order of engines
     time_in_turns(timed, turns=turns, clock=lambda: wound(timed)[0])
     calls = log[7 * 6 :]  # after the warm-up
     last: dict[str, int] = {}
@@ -301,9 +306,19 @@ def test_others_read_as_much_as_the_model_between_two_calls() -> None:
         last[name] = place
 
 
+def test_every_engine_is_timed_with_every_working_set() -> None:
+    timed, log = sessions(dict.fromkeys("abcdef", 1e-3))
+    turns = Turns(rounds=3, working_sets=(10, 60))
+    rows = time_in_turns(timed, turns=turns, clock=lambda: wound(timed)[0])
+    assert rows.shape == (2, 3, 6)
+    near, far = log[6 * 6 : 6 * 6 + 24], log[6 * 6 + 24 :]
+    assert all(len(set(near[i : i + 4])) == 1 for i in range(0, 24, 4))  # each alone, warm
+    assert all(len(set(far[i : i + 6])) == 6 for i in range(0, 24, 6))  # all in turn
+
+
 def test_timing_stops_when_every_median_is_certain() -> None:
     timed, _ = sessions({"a": 1e-3, "b": 2e-3})
-    rows = time_in_turns(
+    (rows,) = time_in_turns(
         timed, turns=Turns(rounds=90, least_rounds=12), clock=lambda: wound(timed)[0]
     )
     assert len(rows) == 12
@@ -322,7 +337,7 @@ def test_timing_stops_at_its_limit_of_time() -> None:
 
     session.run = noisy  # type: ignore[assignment, method-assign]
     turns = Turns(rounds=300, least_rounds=3, most_s=30.0)
-    rows = time_in_turns(timed, turns=turns, clock=lambda: wound(timed)[0])
+    (rows,) = time_in_turns(timed, turns=turns, clock=lambda: wound(timed)[0])
     assert 3 <= len(rows) < 60
 
 
@@ -376,9 +391,10 @@ def synthetic(shapes: tuple[LayerShape, ...], cost: object, **settings: object) 
     for shape in shapes:
         value = float(cost(shape))  # type: ignore[operator]
         interval = Interval(value=value, low=value * 0.98, high=value * 1.02)
-        layers.append(LayerLatency(shape=shape, latency_ms=interval))
+        layers.append(LayerLatency(shape=shape, latency_ms=(interval,)))
     call = Interval(value=0.01, low=0.01, high=0.01)
     table = LayerTable(
+        working_sets=(0,),
         layers=tuple(layers), call_ms=call, whole_ms=None, runtime="synthetic",
         precision="float32", threads=1, machine="synthetic", rounds=1, took_s=0.0,
     )  # fmt: skip
@@ -452,12 +468,7 @@ def test_bytes_of_a_structure_follow_the_precision() -> None:
 
 def exact(structure: Structure, widths: dict[str, int]) -> float:
     """Latency of the synthetic model, layer by layer."""
-    total = 0.01
-    for layer in structure.layers:
-        inputs = widths.get(layer.input_group, 0) * layer.input_factor or layer.shape.inputs
-        outputs = widths.get(layer.output_group, 0) * layer.output_factor or layer.shape.outputs
-        total += work(resized(layer, inputs=inputs, outputs=outputs))
-    return total
+    return 0.01 + sum(map(work, _at(structure, widths)))
 
 
 @given(hidden=st.integers(1, 4), heads=st.integers(1, 4), intermediate=st.integers(1, 16))
@@ -494,6 +505,54 @@ def test_layers_slower_alone_than_together_are_scaled() -> None:
     widths = {"intermediate": 8}
     wanted = 0.01 + (exact(structure, {"hidden": 32, "heads": 4, **widths}) - 0.01) / 2
     assert estimator.latency_ms(widths) == pytest.approx(wanted)
+
+
+def test_a_narrower_model_has_more_of_it_in_the_caches() -> None:
+    """Between two working sets the time goes with the logarithm of the bytes of the weights."""
+    structure = block()
+    whole = structure_bytes(structure, precision="float32")
+    table = synthetic(shapes_of(structure), work)
+    layers = [
+        LayerLatency(shape=x.shape, latency_ms=(x.latency_ms[0], _times(x.latency_ms[0], 3.0)))
+        for x in table.layers
+    ]
+    sets = (whole // 16, whole)
+    table = dataclasses.replace(table, working_sets=sets, layers=tuple(layers))
+    estimator = Estimator(table, structure)
+    for widths in ({}, {"hidden": 16, "heads": 2, "intermediate": 64}, {"intermediate": 8}):
+        named = {"hidden": 32, "heads": 4, "intermediate": 128, **widths}
+        read = 4 * sum(weight_values(shape) for shape in _at(structure, named))
+        colder = np.interp(np.log2(read), np.log2(sets), (1.0, 3.0))
+        wanted = 0.01 + (exact(structure, named) - 0.01) * colder
+        assert estimator.latency_ms(widths) == pytest.approx(wanted, rel=1e-6)
+
+
+def _times(interval: Interval, factor: float) -> Interval:
+    return Interval(
+        value=interval.value * factor, low=interval.low * factor, high=interval.high * factor
+    )
+
+
+def _at(structure: Structure, widths: dict[str, int]) -> list[LayerShape]:
+    return [
+        resized(
+            layer,
+            inputs=widths.get(layer.input_group, 0) * layer.input_factor or layer.shape.inputs,
+            outputs=widths.get(layer.output_group, 0) * layer.output_factor or layer.shape.outputs,
+        )
+        for layer in structure.layers
+    ]
+
+
+def test_working_sets_are_those_of_narrower_models() -> None:
+    tiny, large = block(), block(hidden=512, heads=8, blocks=6)
+    assert working_sets_of(tiny, precision="float32") == (
+        structure_bytes(tiny, precision="float32"),
+    )
+    sets = working_sets_of(large, precision="float32")
+    assert list(sets) == sorted(set(sets))
+    assert sets[-1] == structure_bytes(large, precision="float32")
+    assert len(sets) == 4
 
 
 def test_blocks_that_go_take_their_layers_with_them() -> None:

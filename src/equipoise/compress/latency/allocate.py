@@ -9,6 +9,7 @@ never taken by itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -227,19 +228,29 @@ def _bettered(path: _Path, goal_ms: float) -> _Path:
 
 def _exchange(path: _Path, goal_ms: float) -> _Path | None:
     """The exchange between two groups that wins most score within the goal; None if none does."""
-    costs, best = path.costs, -_ROUNDING * (1 + abs(path.lost))
+    least = -_ROUNDING * (1 + abs(path.lost))
     found: tuple[Move, Move] | None = None
-    near = [move for move in costs.moves(path.widths) if _is_near(path, move)]
-    for up in (move for move in near if move.lost < 0):
-        widths = {**path.widths, up.group: up.width}
-        over_ms = path.ms - up.saved_ms - goal_ms
-        for down in near:
-            if down.group == up.group or up.lost + down.lost >= best:
-                continue
-            met = costs.again(down, widths) if costs.meet(up.group, down.group) else down
-            if met.saved_ms >= over_ms:
-                found, best = (up, down), up.lost + down.lost
+    near = [move for move in path.costs.moves(path.widths) if _is_near(path, move)]
+    for up in sorted((move for move in near if move.lost < 0), key=lambda move: move.lost):
+        for down in _that_pay_for(up, near, path=path, goal_ms=goal_ms, most_lost=least - up.lost):
+            if up.lost + down.lost < least:
+                found, least = (up, down), up.lost + down.lost
     return path.then(*reversed(found)) if found else None
+
+
+def _that_pay_for(
+    up: Move, near: Iterable[Move], *, path: _Path, goal_ms: float, most_lost: float
+) -> list[Move]:
+    """Moves of other groups that lose less than ``most_lost`` and reach the goal after ``up``."""
+    cheap = {
+        (move.group, move.width)
+        for move in near
+        if move.group != up.group and move.lost < most_lost
+    }
+    widths = {**path.widths, up.group: up.width}
+    over_ms = path.ms - up.saved_ms - goal_ms
+    after = path.costs.moves(widths, groups=dict.fromkeys(group for group, _ in sorted(cheap)))
+    return [m for m in after if (m.group, m.width) in cheap and m.saved_ms >= over_ms]
 
 
 def _is_near(path: _Path, move: Move) -> bool:
@@ -269,11 +280,10 @@ def _nearest(choices: tuple[int, ...], wanted: float) -> int:
 
 def _unreachable(costs: Costs, lowest: _Path, *, speedup: float) -> NotMetError:
     estimator = costs.estimator
-    layers = list(enumerate(estimator.structure.layers))
-    times = {layer.name: estimator.layer_ms(i, lowest.widths) for i, layer in layers}
+    times = estimator.layers_ms(lowest.widths)
     slowest = sorted(times, key=lambda name: -times[name])[:_NAMED]
     named = ", ".join(f"{name} {times[name]:.3f} ms" for name in slowest)
-    fixed = sum(times[layer.name] for _, layer in layers if _is_fixed(layer))
+    fixed = sum(times[layer.name] for layer in estimator.structure.layers if _is_fixed(layer))
     best = estimator.full_ms / lowest.ms
     return NotMetError(
         f"a speed-up of {speedup:.2f} cannot be reached: the narrowest widths are estimated at"

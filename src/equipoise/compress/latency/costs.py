@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from equipoise.compress.latency.estimate import Estimator
+import numpy as np
+
+from equipoise.compress.latency.estimate import Cost, Estimator
 from equipoise.compress.structure import Group, Structure
 from equipoise.errors import InputError, NonFiniteError, UsageError
 
@@ -57,14 +59,18 @@ class Costs:
         self.full = {group.name: group.width for group in structure.groups}
         layers = estimator.structure.layers
         self._readers = {
-            name: {i for i, x in enumerate(layers) if name in {x.input_group, x.output_group}}
+            name: [i for i, x in enumerate(layers) if name in {x.input_group, x.output_group}]
             for name in self.groups
         }
         self._neighbours = {
-            name: [other for other in self.groups if other != name and self.meet(name, other)]
-            for name in self.groups
+            name: [
+                other
+                for other, theirs in self._readers.items()
+                if other != name and not set(own).isdisjoint(theirs)
+            ]
+            for name, own in self._readers.items()
         }
-        self._known: dict[tuple[str | int, ...], Mapping[int, float]] = {}
+        self._known: dict[tuple[str | int, ...], Cost] = {}
         estimator.latency_ms(self.full)  # refuses groups and widths that it does not know
 
     def lost(self, group: str, width: int) -> float:
@@ -79,47 +85,47 @@ class Costs:
         """Estimated milliseconds at ``widths``."""
         return self.estimator.latency_ms(widths)
 
-    def moves(self, widths: Mapping[str, int]) -> Iterator[Move]:
-        """Every change of one group from ``widths``, up or down."""
-        for group in self.choices:
-            times = self._times(group, widths)
-            for width in times:
-                if width != widths[group]:
-                    yield self._move(group, width, widths=widths, times=times)
+    def moves(
+        self, widths: Mapping[str, int], *, groups: Iterable[str] | None = None
+    ) -> Iterator[Move]:
+        """Every change of one group from ``widths``, up or down; of ``groups`` alone if given."""
+        whole = self._whole(widths)
+        for group in self.choices if groups is None else groups:
+            yield from self._moves(group, widths, whole=whole)
 
-    def again(self, move: Move, widths: Mapping[str, int]) -> Move:
-        """``move`` as it is worth from other ``widths``."""
-        times = self._times(move.group, widths)
-        return self._move(move.group, move.width, widths=widths, times=times)
+    def _moves(self, group: str, widths: Mapping[str, int], *, whole: Cost) -> Iterator[Move]:
+        choices, costs = self.choices[group], self._costs(group, widths)
+        now = costs[choices.index(widths[group])]
+        totals = self.estimator.total_ms(whole + (costs - now)).tolist()
+        before, lost = float(self.estimator.total_ms(whole)), self.lost(group, widths[group])
+        for width, total in zip(choices, totals, strict=True):
+            if width != widths[group]:
+                yield Move(
+                    group=group,
+                    width=width,
+                    saved_ms=before - total,
+                    lost=self.lost(group, width) - lost,
+                )
 
-    def _move(
-        self, group: str, width: int, *, widths: Mapping[str, int], times: Mapping[int, float]
-    ) -> Move:
-        return Move(
-            group=group,
-            width=width,
-            saved_ms=times[widths[group]] - times[width],
-            lost=self.lost(group, width) - self.lost(group, widths[group]),
-        )
+    def _whole(self, widths: Mapping[str, int]) -> Cost:
+        layers = range(len(self.estimator.structure.layers))
+        found: Cost = np.sum([self.estimator.layer(index, widths) for index in layers], axis=0)
+        return found
 
-    def meet(self, one: str, other: str) -> bool:
-        """Whether a layer is in both groups, so that each changes what the other saves."""
-        return not self._readers[one].isdisjoint(self._readers[other])
-
-    def _times(self, group: str, widths: Mapping[str, int]) -> Mapping[int, float]:
-        """Width -> milliseconds of the layers that ``group`` is in.
+    def _costs(self, group: str, widths: Mapping[str, int]) -> Cost:
+        """Costs of the layers that ``group`` is in, [choices, working sets + 1].
 
         Most changes of other groups do not touch those layers, so what was computed is kept.
         """
-        key: tuple[str | int, ...] = (group, *(widths[other] for other in self._neighbours[group]))
+        key: tuple[str | int, ...] = (group, *(widths[name] for name in self._neighbours[group]))
         if key not in self._known:
-            self._known[key] = {
-                width: self._ms(group, {**widths, group: width}) for width in self.choices[group]
-            }
+            tried = ({**widths, group: width} for width in self.choices[group])
+            self._known[key] = np.array([self._sum(group, each) for each in tried])
         return self._known[key]
 
-    def _ms(self, group: str, widths: Mapping[str, int]) -> float:
-        return sum(self.estimator.layer_ms(index, widths) for index in self._readers[group])
+    def _sum(self, group: str, widths: Mapping[str, int]) -> Cost:
+        costs = [self.estimator.layer(index, widths) for index in self._readers[group]]
+        return np.sum(costs, axis=0) if costs else np.zeros_like(self._whole(widths))
 
 
 def _losses(group: Group) -> list[float]:

@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from equipoise.compress.latency.shapes import channels_of, output_values
+from equipoise.compress.latency.shapes import (
+    WEIGHT_BYTES,
+    channels_of,
+    output_values,
+    resized,
+    weight_values,
+)
 from equipoise.compress.latency.surface import Surface, surface_of
 from equipoise.compress.latency.table import LayerTable
 from equipoise.compress.structure import Layer, LayerShape, Structure
@@ -23,8 +30,16 @@ functions, sums. ``scaled``: the layers took longer alone than together, and all
 """
 
 
+Cost = NDArray[np.float64]
+"""[..., working sets + 1]: milliseconds for each working set, and bytes of weights."""
+
+
 class Estimator:
     """Estimated latency of a model at other widths.
+
+    A narrower model has less to read, so more of it stays in the caches, and each of its layers
+    takes less time than the same layer in a larger model. So layers are measured between models of
+    several sizes, and their time is taken between those, linearly in the logarithm of the bytes.
 
     Args:
         table: Measured layers, of ``structure`` or of one that it was cut from.
@@ -49,11 +64,12 @@ class Estimator:
         self.call_ms = table.call_ms.value
         self._widths = {group.name: group.width for group in structure.groups}
         self._surfaces = _surfaces(table, structure.layers)
-        self._per_value = [
-            output_values(layer.shape) / layer.shape.outputs for layer in structure.layers
-        ]
+        self._sets = np.log2(np.maximum(table.working_sets, 1))
+        self._steps = np.arange(len(self._sets), dtype=np.float64)
+        self._bytes = WEIGHT_BYTES[table.precision]
         self._blocks = len({layer.block for layer in structure.layers if layer.block >= 0})
         self._scale, self._rest_per_value = 1.0, 0.0
+        self._known: dict[tuple[int, int, int], Cost] = {}
         self.rest: Rest = "none"
         self.rest_ms = 0.0
         measured = table.whole_ms.value if whole_ms is None and table.whole_ms else whole_ms
@@ -68,30 +84,54 @@ class Estimator:
             raise InputError(
                 f"the whole model takes {whole_ms:.4f} ms, and a call of nothing {self.call_ms:.4f}"
             )
-        layers = sum(self._layer_ms(i, *_full(layer)) for i, layer in self._numbered())
-        values = sum(output_values(layer.shape) for layer in self.structure.layers)
+        layers = self.latency_ms({}) - self.call_ms
         self.rest_ms = left - layers
         if self.rest_ms >= 0:
+            values = sum(output_values(layer.shape) for layer in self.structure.layers)
             self.rest, self._rest_per_value = "outputs", self.rest_ms / values
         else:
             self.rest, self._scale = "scaled", left / layers
+        self._known.clear()
 
-    def _numbered(self) -> Sequence[tuple[int, Layer]]:
-        return list(enumerate(self.structure.layers))
-
-    def _layer_ms(self, index: int, inputs: int, outputs: int) -> float:
-        return self._surfaces[index].at(inputs, outputs)
-
-    def layer_ms(self, index: int, widths: Mapping[str, int]) -> float:
-        """Milliseconds of one layer with its part of the rest.
+    def layer(self, index: int, widths: Mapping[str, int]) -> Cost:
+        """Milliseconds of one layer with its part of the rest, and the bytes of its weights.
 
         Args:
             index: Of the layer in the structure.
             widths: Group -> width; a group that is not there keeps its width.
+
+        Returns:
+            float64 [working sets + 1]: milliseconds for each working set, and bytes.
         """
         inputs, outputs = channels_of(self.structure.layers[index], widths)
-        rest = self._rest_per_value * self._per_value[index] * outputs
-        return self._scale * self._layer_ms(index, inputs, outputs) + rest
+        key = (index, inputs, outputs)
+        if key not in self._known:
+            self._known[key] = self._layer(index, inputs, outputs)
+        return self._known[key]
+
+    def _layer(self, index: int, inputs: int, outputs: int) -> Cost:
+        shape = resized(self.structure.layers[index], inputs=inputs, outputs=outputs)
+        rest = self._rest_per_value * output_values(shape)
+        times = self._scale * self._surfaces[index].at(inputs, outputs) + rest
+        return np.append(times, self._bytes * weight_values(shape))
+
+    def total_ms(self, costs: Cost) -> Cost:
+        """Milliseconds of models whose layers have these costs, the call with it.
+
+        Args:
+            costs: float64 [..., working sets + 1]: sums over layers of what :meth:`layer` gives.
+
+        Returns:
+            float64 [...].
+        """
+        places = np.interp(np.log2(np.maximum(costs[..., -1:], 1)), self._sets, self._steps)
+        below = np.minimum(places.astype(np.int64), max(len(self._sets) - 2, 0))
+        above = np.minimum(below + 1, len(self._sets) - 1)
+        share = places - below
+        times = np.take_along_axis(costs, below, -1) * (1 - share)
+        times += np.take_along_axis(costs, above, -1) * share
+        found: Cost = self.call_ms + times[..., 0]
+        return found
 
     def latency_ms(self, widths: Mapping[str, int], *, blocks: int | None = None) -> float:
         """Estimated milliseconds of the model.
@@ -106,10 +146,21 @@ class Estimator:
                 ``blocks`` is not between 0 and what the model has.
         """
         self._check(widths, blocks)
+        return float(self.total_ms(self._sum(widths, blocks)))
+
+    def layers_ms(self, widths: Mapping[str, int]) -> dict[str, float]:
+        """Name of each layer -> its milliseconds with its part of the rest, in that model."""
+        whole = self._sum(widths, None)
+        layers = enumerate(self.structure.layers)
+        costs = {layer.name: self.layer(index, widths) for index, layer in layers}
+        alike = {name: np.append(cost[:-1], whole[-1]) for name, cost in costs.items()}
+        return {name: float(self.total_ms(cost)) - self.call_ms for name, cost in alike.items()}
+
+    def _sum(self, widths: Mapping[str, int], blocks: int | None) -> Cost:
         share = 1.0 if blocks is None or not self._blocks else blocks / self._blocks
-        total = self.call_ms
-        for index, layer in self._numbered():
-            total += self.layer_ms(index, widths) * (share if layer.block >= 0 else 1.0)
+        total = np.zeros(len(self._sets) + 1)
+        for index, layer in enumerate(self.structure.layers):
+            total += self.layer(index, widths) * (share if layer.block >= 0 else 1.0)
         return total
 
     def _check(self, widths: Mapping[str, int], blocks: int | None) -> None:
@@ -123,10 +174,6 @@ class Estimator:
                 )
         if blocks is not None and not 0 <= blocks <= self._blocks:
             raise UsageError(f"{blocks} blocks cannot be kept; the model has {self._blocks}")
-
-
-def _full(layer: Layer) -> tuple[int, int]:
-    return layer.shape.inputs, layer.shape.outputs
 
 
 def _surfaces(table: LayerTable, layers: Sequence[Layer]) -> list[Surface]:

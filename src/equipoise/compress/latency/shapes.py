@@ -16,6 +16,10 @@ Precision = Literal["float32", "int8"]
 WEIGHT_BYTES: Final[dict[Precision, int]] = {"float32": 4, "int8": 1}
 
 
+_NEAR_BYTES: Final = 1 << 19
+"""What a second-level cache holds on all but the smallest CPUs."""
+
+
 def check_shape(shape: LayerShape) -> None:
     """Check that there can be such a layer.
 
@@ -60,6 +64,16 @@ def structure_bytes(structure: Structure, *, precision: Precision) -> int:
     """Bytes of all weights of the layers: what one inference brings through the caches."""
     weights = sum(weight_values(layer.shape) for layer in structure.layers)
     return weights * WEIGHT_BYTES[precision]
+
+
+def working_sets_of(structure: Structure, *, precision: Precision) -> tuple[int, ...]:
+    """Bytes of the model and of narrower ones, down to an eighth: where weights lie depends on it.
+
+    A model that stays in the nearest caches at any width has one.
+    """
+    whole = structure_bytes(structure, precision=precision)
+    sets = [whole >> halvings for halvings in (3, 2, 1, 0)]
+    return tuple(size for size in sets if size > _NEAR_BYTES) or (whole,)
 
 
 def is_tied(layer: Layer) -> bool:

@@ -15,10 +15,10 @@ from equipoise.errors import InputError
 from equipoise.measure.interval import Interval
 
 Grid = NDArray[np.float64]
-"""[inputs, outputs]: milliseconds."""
+"""Milliseconds."""
 
-Points = Mapping[tuple[int, int], Interval]
-"""(inputs, outputs) -> milliseconds."""
+Points = Mapping[tuple[int, int], tuple[Interval, ...]]
+"""(inputs, outputs) -> milliseconds for each working set."""
 
 
 class Surface:
@@ -30,29 +30,34 @@ class Surface:
     Args:
         inputs: Measured numbers of inputs, rising.
         outputs: Measured numbers of outputs, rising; one where they follow the inputs.
-        latency_ms: Milliseconds at each pair.
+        latency_ms: float64 [inputs, outputs, working sets]: milliseconds at each pair.
     """
 
     def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], latency_ms: Grid) -> None:
         self._inputs, self._outputs = inputs, outputs
-        self._latency_ms: list[list[float]] = latency_ms.tolist()
-        self._known: dict[tuple[int, int], float] = {}
+        self._latency_ms = latency_ms
+        self._known: dict[tuple[int, int], Grid] = {}
 
-    def at(self, inputs: int, outputs: int) -> float:
-        """Milliseconds at ``inputs`` and ``outputs``."""
+    def at(self, inputs: int, outputs: int) -> Grid:
+        """Milliseconds at ``inputs`` and ``outputs``, float64 [working sets]."""
         key = (inputs, outputs)
         if key not in self._known:
             self._known[key] = self._interpolated(inputs, outputs)
         return self._known[key]
 
-    def _interpolated(self, inputs: int, outputs: int) -> float:
+    def _interpolated(self, inputs: int, outputs: int) -> Grid:
         row, down = _place(self._inputs, inputs)
         column, across = _place(self._outputs, outputs)
-        low, high = self._latency_ms[row], self._latency_ms[min(row + 1, len(self._inputs) - 1)]
-        beside = min(column + 1, len(self._outputs) - 1)
-        first = low[column] * (1 - across) + low[beside] * across
-        second = high[column] * (1 - across) + high[beside] * across
-        return first * (1 - down) + second * down
+        below, beside = min(row + 1, len(self._inputs) - 1), min(column + 1, len(self._outputs) - 1)
+        first = (
+            self._latency_ms[row, column] * (1 - across) + self._latency_ms[row, beside] * across
+        )
+        last = (
+            self._latency_ms[below, column] * (1 - across)
+            + self._latency_ms[below, beside] * across
+        )
+        found: Grid = first * (1 - down) + last * down
+        return found
 
 
 def _place(axis: tuple[int, ...], value: int) -> tuple[int, float]:
@@ -63,12 +68,12 @@ def _place(axis: tuple[int, ...], value: int) -> tuple[int, float]:
     return index, (value - axis[index]) / (axis[index + 1] - axis[index])
 
 
-def surface_of(layer: Layer, measured: Mapping[LayerShape, Interval]) -> Surface:
+def surface_of(layer: Layer, measured: Mapping[LayerShape, tuple[Interval, ...]]) -> Surface:
     """The surface of ``layer`` from a table.
 
     Args:
         layer: A layer at full width.
-        measured: Milliseconds by shape.
+        measured: Milliseconds by shape, for each working set.
 
     Raises:
         InputError: The table has no measurement of the layer at full width.
@@ -128,12 +133,13 @@ def _rectangle(points: Points, *, keep: tuple[int, int]) -> tuple[tuple[int, ...
 
 
 def _grid(points: Points, pairs: list[list[tuple[int, int]]]) -> Grid:
-    """Milliseconds at ``pairs``, monotone as far as the intervals let it be."""
+    """[inputs, outputs, working sets]: monotone as far as the intervals let it be."""
     value, low, high = (
-        np.array([[getattr(points[pair], part) for pair in row] for row in pairs])
+        np.array([[[getattr(i, part) for i in points[pair]] for pair in row] for row in pairs])
         for part in ("value", "low", "high")
     )
-    return np.clip(monotone(value), low, high)
+    smooth = np.stack([monotone(each) for each in np.moveaxis(value, 2, 0)], axis=2)
+    return np.clip(smooth, low, high)
 
 
 def monotone(values: Grid) -> Grid:

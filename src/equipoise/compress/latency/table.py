@@ -53,8 +53,9 @@ class TableConfig:
         threads: Threads per operator.
         static: Whether the model's batch and positions are fixed; TensorRT takes no others here.
         rounds: Rounds over all layers at most; it stops when every median is certain to 3 %.
-        working_set_bytes: What one inference of the whole model reads. Between two calls of a layer
-            others read as much, so that its weights lie where they would lie in the model.
+        working_sets: Bytes that one inference of a whole model reads, of models of several sizes,
+            rising. Between two calls of a layer others read as much, so that its weights lie where
+            they would lie in that model.
         providers: Execution providers or devices of the runtime.
         whole: Engine of the whole model in the same precision, timed among its layers; None for
             none.
@@ -68,8 +69,8 @@ class TableConfig:
     precision: Precision = "float32"
     threads: int = 1
     static: bool = False
-    rounds: int = 60
-    working_set_bytes: int = 0
+    rounds: int = 30
+    working_sets: tuple[int, ...] = (0,)
     providers: tuple[str, ...] = ()
     whole: Path | None = None
     samples: Path | None = None
@@ -81,11 +82,12 @@ class LayerLatency:
 
     Attributes:
         shape: What was measured.
-        latency_ms: Milliseconds of a call less those of a call that does nothing.
+        latency_ms: Milliseconds of a call less those of a call that does nothing, for each working
+            set of the table.
     """
 
     shape: LayerShape
-    latency_ms: Interval
+    latency_ms: tuple[Interval, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +95,9 @@ class LayerTable:
     """Measured latencies of layers.
 
     Attributes:
+        working_sets: Bytes that others read between two calls, rising.
         layers: The layers.
-        call_ms: A call that does nothing.
+        call_ms: A call that does nothing, at the largest working set.
         whole_ms: The whole model, the call with it; None where none was given.
         runtime: Runtime that ran them.
         precision: Of the layers.
@@ -104,6 +107,7 @@ class LayerTable:
         took_s: Seconds that the table took.
     """
 
+    working_sets: tuple[int, ...]
     layers: tuple[LayerLatency, ...]
     call_ms: Interval
     whole_ms: Interval | None
@@ -137,6 +141,7 @@ def measure_layers(config: TableConfig, *, output: Path) -> LayerTable:  # noqa:
     _check(config)
     parts = [_measure(config, shapes) for shapes in _parts(config)]
     return LayerTable(
+        working_sets=config.working_sets,
         layers=tuple(layer for part in parts for layer in part.layers),
         call_ms=parts[0].call_ms,
         whole_ms=parts[0].whole_ms,
@@ -156,6 +161,8 @@ def _check(config: TableConfig) -> None:
         raise UsageError("a whole model is timed on samples: give both, or none of them")
     if config.rounds < 1:
         raise UsageError(f"rounds is {config.rounds}; it has to be at least 1")
+    if not config.working_sets or list(config.working_sets) != sorted(set(config.working_sets)):
+        raise UsageError(f"working sets are {config.working_sets}; they have to rise")
     for shape in config.shapes:
         check_shape(shape)
 
@@ -184,20 +191,23 @@ def _measure(config: TableConfig, shapes: Sequence[LayerShape]) -> _Part:
         turns = Turns(
             rounds=config.rounds,
             least_rounds=min(config.rounds, Turns.least_rounds),
-            working_set_bytes=config.working_set_bytes,
+            working_sets=config.working_sets,
         )
         rows = time_in_turns(timed, turns=turns)
-    call = median_of(rows[:, :1])[0]
-    layers = median_of(rows[:, 1 : 1 + len(shapes)], less=call.value)
-    whole = median_of(rows[:, 1 + len(shapes) :])
+    calls = [median_of(each[:, :1])[0] for each in rows]
+    last = 1 + len(shapes)
+    layers = [
+        median_of(each[:, 1:last], less=call.value) for each, call in zip(rows, calls, strict=True)
+    ]
+    whole = median_of(np.concatenate(rows[:, :, last:]))
     return _Part(
         layers=tuple(
-            LayerLatency(shape=shape, latency_ms=interval)
-            for shape, interval in zip(shapes, layers, strict=True)
+            LayerLatency(shape=shape, latency_ms=tuple(intervals))
+            for shape, *intervals in zip(shapes, *layers, strict=True)
         ),
-        call_ms=call,
+        call_ms=calls[-1],
         whole_ms=whole[0] if whole else None,
-        rounds=len(rows),
+        rounds=rows.shape[1],
     )
 
 
@@ -238,7 +248,7 @@ def _whole(config: TableConfig, stack: ExitStack) -> list[Timed]:
     session = stack.enter_context(file.session(_settings(config)))
     rows = Rows(config.samples)
     feeds = tuple(_copied(rows[index]) for index in range(min(len(rows), _MOST_SAMPLES)))
-    return [Timed(session=session, feeds=feeds, read_bytes=config.working_set_bytes)]
+    return [Timed(session=session, feeds=feeds, read_bytes=config.working_sets[-1])]
 
 
 def _copied(row: dict[str, Array]) -> dict[str, Array]:

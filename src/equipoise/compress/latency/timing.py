@@ -2,9 +2,10 @@
 
 Three things make a layer slower or faster alone than inside of a model. Its weights lie in the
 cache that repeated calls keep warm, where the other layers of a model would have pushed them out:
-so the engines take turns, in cycles that read as many bytes as the model does. Its input comes from
-memory, where the layer before would have left it in the cache: so it is touched before each call.
-And the machine drifts: so every engine is visited in every round, in another order each time.
+so the engines take turns, in cycles that read as many bytes as a model does; and of several sizes,
+for a narrower model leaves more in the cache. Its input comes from memory, where the layer before
+would have left it in the cache: so it is touched before each call. And the machine drifts: so every
+engine is visited in every round, in another order each time.
 """
 
 from __future__ import annotations
@@ -56,15 +57,16 @@ class Turns:
     Attributes:
         rounds: At most so many.
         least_rounds: At least so many.
-        working_set_bytes: What is read between two calls of one engine.
+        working_sets: Bytes that are read between two calls of one engine: all engines are timed
+            with each.
         stable: Stop when no median is less certain than this share of it.
         least_ms: An interval narrower than this is certain enough, whatever its share.
         most_s: Stop after so many seconds, at the least rounds or later.
     """
 
-    rounds: int = 60
+    rounds: int = 30
     least_rounds: int = 12
-    working_set_bytes: int = 0
+    working_sets: tuple[int, ...] = (0,)
     stable: float = 0.03
     least_ms: float = 0.001
     most_s: float = 90.0
@@ -74,38 +76,41 @@ def time_in_turns(timed: Sequence[Timed], *, turns: Turns, clock: Clock | None =
     """Time engines in turns.
 
     Returns:
-        float64 [rounds, engines]: milliseconds per call.
+        float64 [working sets, rounds, engines]: milliseconds per call.
     """
     stopwatch = _Stopwatch(timed, clock=clock or time.perf_counter)
     random, begin = np.random.default_rng(0), stopwatch.clock()
-    rows = np.empty((0, len(timed)))
-    while len(rows) < turns.rounds:
-        new = np.empty((min(_CYCLES, turns.rounds - len(rows)), len(timed)))
+    rows, done = np.empty((len(turns.working_sets), 0, len(timed))), 0
+    while done < turns.rounds:
+        new = np.empty((len(rows), min(_CYCLES, turns.rounds - done), len(timed)))
         order = random.permutation(len(timed))
-        for chunk in _chunks(timed, order, turns.working_set_bytes):
-            stopwatch.fill(new, chunk, first=len(rows))
-        rows = np.concatenate([rows, new])
-        progress.report(len(rows), turns.rounds)
-        over = stopwatch.clock() - begin > turns.most_s or _is_stable(rows, turns)
-        if len(rows) >= turns.least_rounds and over:
+        for part, working_set in zip(new, turns.working_sets, strict=True):
+            for chunk in _chunks(timed, order, working_set):
+                stopwatch.fill(part, chunk, first=done)
+        rows = np.concatenate([rows, new], axis=1)
+        done = rows.shape[1]
+        progress.report(done, turns.rounds)
+        over = stopwatch.clock() - begin > turns.most_s or all(_is_stable(r, turns) for r in rows)
+        if done >= turns.least_rounds and over:
             break
     progress.report(turns.rounds, turns.rounds)
     return rows
 
 
 def _chunks(
-    timed: Sequence[Timed], order: NDArray[np.int64], working_set_bytes: int
+    timed: Sequence[Timed], order: NDArray[np.int64], working_set: int
 ) -> list[list[int]]:
-    """``order`` in pieces that read ``working_set_bytes`` each; the last takes what is over."""
+    """``order`` in pieces that read ``working_set`` bytes each, as nearly as they can."""
     chunks: list[list[int]] = [[]]
-    read = 0
+    read = 0.0
     for index in map(int, order):
-        if chunks[-1] and read >= working_set_bytes:
+        each = timed[index].read_bytes
+        if chunks[-1] and read + each / 2 > working_set:
             chunks.append([])
-            read = 0
+            read = 0.0
         chunks[-1].append(index)
-        read += timed[index].read_bytes
-    if len(chunks) > 1 and read < working_set_bytes:
+        read += each
+    if len(chunks) > 1 and read < working_set / 2:
         chunks[-2:] = [chunks[-2] + chunks[-1]]
     return chunks
 
