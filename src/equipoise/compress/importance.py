@@ -114,7 +114,7 @@ def _from_gradients(
 
     total: Scores = {}
     count = 0
-    with _gradients_of(module, [parameter for parameter, _ in chosen.values()]):
+    with gradients_of(module, [parameter for parameter, _ in chosen.values()]):
         for count, loss in enumerate(losses, start=1):
             _require_finite(loss, sample=count - 1)
             module.zero_grad(set_to_none=True)
@@ -133,7 +133,7 @@ def _gradient(parameter: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _gradients_of(module: Any, parameters: Sequence[Any]) -> Iterator[None]:
+def gradients_of(module: Any, parameters: Sequence[Any]) -> Iterator[None]:
     """Let ``parameters`` alone have gradients, and leave ``module`` as it was."""
     torch = extras.require("torch")
     before = {parameter: parameter.requires_grad for parameter in module.parameters()}
@@ -252,7 +252,7 @@ def _require_samples(count: int, importance: str) -> None:
 
 def _require_finite(loss: Any, *, sample: int) -> None:
     if not bool(loss.isfinite()):
-        raise NonFiniteError(f"the loss of sample {sample} is {float(loss)}; it must be finite")
+        raise NonFiniteError(f"the loss of sample {sample} is {float(loss.detach())}; it must be finite")
 
 
 def sample_losses(

@@ -13,12 +13,12 @@ the bias takes what the means leave. It is the least-squares step of channel pru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from equipoise import extras
-from equipoise.compress.importance import input_rows, is_layer, is_transposed
+from equipoise.compress.importance import gradients_of, input_rows, is_layer, is_transposed
 from equipoise.compress.transformer.axes import Axis, AxisMap
 from equipoise.compress.transformer.cut import Kept, kept_of
 
@@ -48,7 +48,9 @@ class _Target:
         return int(weight.shape[0 if is_transposed(self.layer) else 1])
 
 
-def refitted(module: Any, axes: AxisMap, *, kept: Kept, run: Callable[[], int]) -> dict[str, Any]:
+def refitted(
+    module: Any, axes: AxisMap, *, kept: Kept, losses: Callable[[], Iterable[Any]]
+) -> dict[str, Any]:
     """The tensors of ``module`` with what its kept channels can make up for.
 
     Shapes are as before: cut the result afterwards. Weights of inputs that go are as before.
@@ -57,12 +59,12 @@ def refitted(module: Any, axes: AxisMap, *, kept: Kept, run: Callable[[], int]) 
         module: The model; it is not changed.
         axes: Its axes.
         kept: The channels that will be kept.
-        run: Runs the forward passes over the samples.
+        losses: Starts a pass over the samples: one scalar tensor each, made as it is asked for.
     """
     tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     for targets in _passes(_targets(module, axes, kept)):
-        for target, (second, mean) in zip(targets, _moments(targets, run), strict=True):
-            _solve(target, tensors, second=second, mean=mean)
+        for target, moments in zip(targets, _moments(module, targets, losses), strict=True):
+            _solve(target, tensors, moments)
     return tensors
 
 
@@ -108,46 +110,73 @@ def _passes(targets: list[_Target]) -> Iterator[list[_Target]]:
         yield group
 
 
-def _moments(targets: list[_Target], run: Callable[[], int]) -> list[tuple[Any, Any]]:
-    """E[x x^T] and E[x] of the inputs of each target, float64."""
-    torch = extras.require("torch")
-    sums = [torch.zeros(t.inputs, t.inputs, dtype=torch.float64) for t in targets]
-    means = [torch.zeros(t.inputs, dtype=torch.float64) for t in targets]
-    counts = [0] * len(targets)
+class _Moments:
+    """Weighted E[x x^T] and E[x] of the inputs of one layer, float64."""
 
-    def hook(index: int) -> Callable[..., None]:
-        def add(layer: Any, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, inputs: int) -> None:
+        torch = extras.require("torch")
+        self._second = torch.zeros(inputs, inputs, dtype=torch.float64)
+        self._first = torch.zeros(inputs, dtype=torch.float64)
+        self._total = 0.0
+
+    def add(self, rows: Any, weights: Any) -> None:
+        """Rows [positions, inputs] with a weight each."""
+        weighted = rows * weights[:, None]
+        self._second += rows.T @ weighted
+        self._first += weighted.sum(0)
+        self._total += float(weights.sum())
+
+    def centred(self, *, about_mean: bool) -> tuple[Any, Any]:
+        """Second moments, about the mean where there is a bias to take it; and the mean."""
+        torch = extras.require("torch")
+        total = self._total or 1.0
+        second, mean = self._second / total, self._first / total
+        return (second - torch.outer(mean, mean) if about_mean else second), mean
+
+
+def _moments(
+    module: Any, targets: list[_Target], losses: Callable[[], Iterable[Any]]
+) -> list[_Moments]:
+    """Moments of the inputs of each target over all samples."""
+    found = [_Moments(target.inputs) for target in targets]
+
+    def hook(moments: _Moments) -> Callable[..., None]:
+        def see(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
             rows = input_rows(layer, inputs[0].detach())
-            sums[index] += rows.T @ rows
-            means[index] += rows.sum(0)
-            counts[index] += len(rows)
+            output.register_hook(lambda gradient: moments.add(rows, _relevance(gradient)))
 
-        return add
+        return see
 
-    handles = [t.layer.register_forward_pre_hook(hook(i)) for i, t in enumerate(targets)]
+    handles = [t.layer.register_forward_hook(hook(m)) for t, m in zip(targets, found, strict=True)]
     try:
-        with torch.no_grad():
-            run()
+        with gradients_of(module, [target.layer.weight for target in targets]):
+            for loss in losses():
+                loss.backward()
+                module.zero_grad(set_to_none=True)
     finally:
         for handle in handles:
             handle.remove()
-    return [(s / max(1, n), m / max(1, n)) for s, m, n in zip(sums, means, counts, strict=True)]
+    return found
 
 
-def _solve(target: _Target, tensors: Mapping[str, Any], *, second: Any, mean: Any) -> None:
+def _relevance(gradient: Any) -> Any:
+    """Weight of each position: squared norm of the gradient there, [positions]."""
+    return gradient.reshape(-1, gradient.shape[-1]).double().square().sum(-1).float()
+
+
+def _solve(target: _Target, tensors: Mapping[str, Any], moments: _Moments) -> None:
     """Write the refitted weight, and bias where there is one, into ``tensors``."""
     torch = extras.require("torch")
     kept, weight = target.kept, tensors[f"{target.name}.weight"]
+    bias = tensors.get(f"{target.name}.bias")
     matrix = (weight.T if is_transposed(target.layer) else weight).double()
     gone = torch.ones(target.inputs, dtype=torch.bool)
     gone[kept] = False
-    bias = tensors.get(f"{target.name}.bias")
-    if bias is not None:
-        second = second - torch.outer(mean, mean)
+    second, mean = moments.centred(about_mean=bias is not None)
     inner = second[kept][:, kept]
     ridge = _RIDGE * inner.diagonal().mean().clamp_min(1e-12)
-    solved = torch.linalg.solve(inner + ridge * torch.eye(len(kept)), second[kept][:, gone])
-    added = matrix[:, gone] @ solved.T
+    factor = torch.linalg.cholesky(inner + ridge * torch.eye(len(kept)))
+    added = matrix[:, gone] @ torch.cholesky_solve(second[kept][:, gone], factor).T
     matrix[:, kept] += added
     weight.copy_(matrix.T if is_transposed(target.layer) else matrix)
     if bias is not None:
