@@ -59,7 +59,7 @@ class _Column:
     def batch(self, indices: Array, *, more: int) -> Array:
         """[len(indices), ...]: samples padded to the largest and, where ragged, ``more``."""
         if not self.ragged:
-            return self.values.reshape(-1, *self.shapes[0])[indices]
+            return self.values.reshape(self.shapes.shape[0], *self.shapes[0])[indices]
         size = self.shapes[indices].max(0)
         size[list(self.ragged)] += more
         padded = np.full((len(indices), *size), self.padding, dtype=self.values.dtype)
