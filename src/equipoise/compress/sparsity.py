@@ -152,7 +152,7 @@ def sparsity_masks(
     for name, layer in _layers(module):
         inputs = layer.weight.shape[0 if is_transposed(layer) else 1]
         if config.pattern == "2:4" and inputs % _GROUP:
-            notes.append(f"{name}: its {inputs} inputs do not divide by {_GROUP}")
+            notes.append(f"{name}: {inputs} inputs (of a group) do not divide by {_GROUP}")
         else:
             masks[name] = _mask(layer, score(name, layer), config=config)
     if not masks:

@@ -218,6 +218,48 @@ class Tokens(nn.Module):
         return self.fc(self.norm2(x).mean(1))
 
 
+class Attention(nn.Module):
+    """Self-attention with four heads, as many image models write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.head_dim = 4
+        self.attn_dim = 16
+        self.scale = 0.5
+        self.qkv = nn.Linear(16, 48)
+        self.proj = nn.Linear(16, 16)
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        weights = (q @ k.transpose(-2, -1) * self.scale).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, self.attn_dim))
+
+
+class Attending(nn.Module):
+    """Attention and a residual, over the patches of a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, 16, 2, 2)
+        self.attn = Attention()
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        return self.fc((x + self.attn(x)).mean(1))
+
+
+class Fixed(Attending):
+    """The number of heads is its own business."""
+
+    def forward(self, x):
+        self.attn.num_heads = 4
+        return super().forward(x)
+
+
 class Only(nn.Module):
     """Nothing but its outputs."""
 

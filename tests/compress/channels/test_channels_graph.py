@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from equipoise.compress.channels.coupling import Coupling, best
 from equipoise.compress.channels.cutting import cut_, mask_
 from equipoise.compress.channels.graph import read_graph
+from equipoise.compress.channels.heads import head_couplings, with_heads
 from equipoise.compress.channels.verifying import verified
 from equipoise.errors import SourceError
 from equipoise.sources.source import Source
@@ -43,6 +44,7 @@ WIDTHS: dict[str, dict[str, tuple[int, int]]] = {
     "Gated": {"a": (16, 1), "glu": (16, 1)},
     "Upward": {"a": (16, 1), "b": (24, 1), "c": (8, 1)},
     "Tokens": {"embed": (16, 1), "up": (32, 1)},
+    "Attending": {"embed": (16, 1), "attn": (4, 1)},
     "Odd": {"b": (16, 1)},
     "Shuffled": {"a": (16, 1)},
 }
@@ -53,7 +55,8 @@ STATISTICS = {"Grouped", "Tokens"}
 
 def found(module: torch.nn.Module) -> tuple[tuple[Coupling, ...], tuple[str, ...]]:
     graph = read_graph(module, names=["x"], tensors=X, source="net")
-    couplings, notes = verified(module, graph.couplings, names=["x"], tensors=X)
+    every = with_heads(graph.couplings, head_couplings(module))
+    couplings, notes = verified(module, every, names=["x"], tensors=X)
     return couplings, (*graph.notes, *notes)
 
 
@@ -92,6 +95,13 @@ def test_what_cannot_be_cut_says_why(
     assert any(note.startswith(f"{group}: cannot be cut; ") and reason in note for note in notes)
 
 
+def test_heads_that_are_none_are_left(source_of: Callable[[str], Source]) -> None:
+    """A module that looks as if it could have fewer, and sets their number itself."""
+    couplings, notes = found(load_module(source_of("Fixed")))
+    assert {c.name for c in couplings} == {"embed"}
+    assert any(note.startswith("attn: cannot be cut") for note in notes)
+
+
 def test_size_in_the_code_is_told_with_what_forward_said(networks: object) -> None:
     """A reshape to a number that was right for all channels."""
 
@@ -128,7 +138,8 @@ def test_cut_module_is_the_whole_one_without_looking(
     assert torch.allclose(left, right, rtol=1e-4, atol=1e-5 * float(right.abs().max()))
     for coupling in couplings:
         layer = cut.get_submodule(coupling.name)
-        made = getattr(layer, "out_channels", None) or layer.out_features
+        counts = ("out_channels", "out_features", "num_heads")
+        made = next(getattr(layer, count) for count in counts if hasattr(layer, count))
         ratio = 2 if name == "Gated" and coupling.name == "glu" else 1
         assert made == ratio * kept[coupling.name].sum()
 

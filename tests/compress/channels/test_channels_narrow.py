@@ -31,7 +31,17 @@ from equipoise.sources.source import Source, parse_source
 from equipoise.sources.torch_model import load_module
 from equipoise.spec import TensorSpec
 
-NETWORKS = ("Plain", "Residual", "Mobile", "Dense", "Grouped", "Gated", "Upward", "Tokens")
+NETWORKS = (
+    "Plain",
+    "Residual",
+    "Mobile",
+    "Dense",
+    "Grouped",
+    "Gated",
+    "Upward",
+    "Tokens",
+    "Attending",
+)
 MEASURES: tuple[Importance, ...] = ("l1", "l2", "activation", "taylor", "fisher")
 
 
@@ -58,7 +68,7 @@ def test_every_form_of_network_is_cut_saved_and_opened(
     widths = uniform(found.structure, ratio=0.5)
     made = narrow(dataclasses.replace(chosen, widths=widths), output=tmp_path)
     assert made.widths_after == widths
-    assert all(width % 4 == 0 for width in widths.values())
+    assert all(w % 4 == 0 for name, w in widths.items() if name != "attn")
     assert (made.parameters_before, made.macs_before) == (found.parameters, found.macs)
     smaller = parse_source(str(tmp_path / "model"))
     module = load_module(smaller)
@@ -108,6 +118,24 @@ def test_layers_are_told_with_the_groups_that_they_follow(
     depth = next(x for x in mobile.structure.layers if x.name == "blocks.0.depth")
     assert (depth.depthwise, depth.shape.groups) == (True, 64)
     assert depth.input_group == depth.output_group == "blocks.0.expand.0"
+    heads = read_structure(config(source_of("Attending"), digits), output=tmp_path).structure
+    assert [(g.name, g.width, g.multiple) for g in heads.groups] == [
+        ("embed", 16, 4),
+        ("attn", 4, 1),
+    ]
+    assert [layer.name for layer in heads.layers] == [
+        "embed",
+        "attn.qkv",
+        "attn",
+        "attn.proj",
+        "fc",
+    ]
+    attention = heads.layers[2]
+    assert attention.shape == LayerShape(
+        kind="attention", inputs=16, outputs=16, size=(16,), groups=4
+    )
+    assert (attention.input_group, attention.input_factor) == ("attn", 4)
+    assert heads.layers[1].output_factor == 12
     tokens = read_structure(config(source_of("Tokens"), digits), output=tmp_path)
     up = next(x for x in tokens.structure.layers if x.name == "up")
     assert up.shape == LayerShape(kind="linear", inputs=16, outputs=32, size=(16,))

@@ -90,7 +90,7 @@ def total_macs(calls: Iterable[Call]) -> int:
 def layer_shape(layer: Any, call: Call) -> LayerShape:
     """``layer`` as a table of latencies knows it."""
     if not is_convolution(layer):
-        positions = math.prod(call.input[1:-1])
+        positions = math.prod(call.input[:-1])  # of one sample, whichever axes it lies along
         return LayerShape(
             kind="linear", inputs=layer.in_features, outputs=layer.out_features, size=(positions,)
         )

@@ -7,6 +7,7 @@ several indices per channel, a concatenation has indices of several couplings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -16,7 +17,7 @@ import numpy as np
 from equipoise.errors import RecipeError, unknown_name
 from equipoise.spec import Array
 
-Role = Literal["outputs", "inputs", "depthwise", "norm", "embedding", "parameter"]
+Role = Literal["outputs", "inputs", "depthwise", "norm", "embedding", "parameter", "heads"]
 NO_CHANNEL: Final = -1
 
 
@@ -26,7 +27,8 @@ class Member:
 
     Attributes:
         module: Dotted name of the layer; of the parameter for the role ``parameter``.
-        role: Which axis. ``depthwise`` is both of a convolution that has one group per channel.
+        role: Which axis. ``depthwise`` is both of a convolution that has one group per channel;
+            ``heads`` is none, but the number of heads that a module has.
         axis: Of a parameter that belongs to no layer.
         channels: For each index of the axis, its channel of the coupling, or -1 for none.
     """
@@ -56,17 +58,23 @@ class Coupling:
         members: Every axis that carries them.
         parts: Part of each channel: as many have to stay in one part as in any other, because the
             groups of a convolution or norm have equal sizes.
+        unit: Outputs of a layer per channel: the size of a head.
     """
 
     name: str
     width: int
     members: tuple[Member, ...]
     parts: tuple[int, ...]
+    unit: int = 1
 
     @property
     def part_count(self) -> int:
         """Into how many parts the channels fall."""
         return len(set(self.parts))
+
+    def step(self, multiple: int) -> int:
+        """What widths are multiples of, so that outputs of layers are multiples of ``multiple``."""
+        return math.lcm(multiple // math.gcd(multiple, self.unit), self.part_count)
 
 
 Kept = Mapping[str, Array]
@@ -123,7 +131,7 @@ def check_widths(
 
 
 def _check_width(coupling: Coupling, width: int, *, multiple: int) -> None:
-    step = int(np.lcm(multiple, coupling.part_count))
+    step = coupling.step(multiple)
     if width == coupling.width or (0 < width < coupling.width and width % step == 0):
         return
     raise RecipeError(

@@ -10,6 +10,7 @@ import numpy as np
 from equipoise import extras
 from equipoise.compress.channels.calls import is_convolution, is_depthwise
 from equipoise.compress.channels.coupling import Coupling, Kept, index_masks
+from equipoise.compress.channels.heads import cut_heads_
 from equipoise.spec import Array
 
 
@@ -19,6 +20,8 @@ def cut_(module: Any, couplings: Iterable[Coupling], kept: Kept) -> None:
     for (name, role, axis), mask in masks.items():
         if role == "parameter":
             _cut_parameter(module, name, axis=axis, mask=mask)
+        elif role == "heads":
+            cut_heads_(module.get_submodule(name), mask)
         elif role != "inputs":
             inputs = masks.get((name, "inputs", 0))
             _cut_layer(module.get_submodule(name), inputs=inputs, outputs=mask)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from equipoise.compress.channels.calls import is_depthwise, layer_shape, total_macs
 from equipoise.compress.channels.coupling import Coupling, Member
 from equipoise.compress.channels.graph import Graph, read_graph
+from equipoise.compress.channels.heads import attention_layers, head_couplings, with_heads
 from equipoise.compress.channels.scoring import channel_scores
 from equipoise.compress.channels.verifying import verified
 from equipoise.compress.importance import FROM_SAMPLES, Importance
@@ -106,7 +106,8 @@ def find_channels(module: Any, *, names: Sequence[str], samples: Samples, source
     """
     tensors = list(samples.first().values())
     graph = read_graph(module, names=names, tensors=tensors, source=source)
-    couplings, notes = verified(module, graph.couplings, names=names, tensors=tensors)
+    every = with_heads(graph.couplings, head_couplings(module))
+    couplings, notes = verified(module, every, names=names, tensors=tensors)
     notes = (*graph.notes, *notes)
     if not couplings:
         raise SourceError(
@@ -149,7 +150,7 @@ def structure_of(
         Group(
             name=coupling.name,
             width=coupling.width,
-            multiple=math.lcm(multiple, coupling.part_count),
+            multiple=coupling.step(multiple),
             scores=tuple(scores[coupling.name].tolist()),
         )
         for coupling in graph.couplings
@@ -173,7 +174,7 @@ def structure_of(
                 depthwise=is_depthwise(layer),
             )
         )
-    return Structure(groups=groups, layers=tuple(layers))
+    return Structure(groups=groups, layers=tuple(attention_layers(graph.couplings, layers)))
 
 
 def _sides(couplings: Sequence[Coupling]) -> dict[tuple[str, str], tuple[str, int]]:
@@ -222,5 +223,6 @@ def uniform(structure: Structure, *, ratio: float) -> dict[str, int]:
 
 
 def _nearest(group: Group, ratio: float) -> int:
-    allowed = (group.width, *range(group.multiple, group.width, group.multiple))
-    return min(allowed, key=lambda width: (abs(width - ratio * group.width), -width))
+    allowed = [*range(group.multiple, group.width, group.multiple), group.width]
+    distances = {width: abs(width - ratio * group.width) for width in reversed(allowed)}
+    return min(distances, key=distances.__getitem__)
