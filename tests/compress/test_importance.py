@@ -57,7 +57,7 @@ AXES = {
 def test_every_slice_gets_a_score_and_the_model_is_as_before(module, samples, measure):
     """float64, not negative, one per index of the axis; weights and switches untouched."""
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    module.linear.weight.requires_grad_(False)
+    module.linear.weight.requires_grad_(requires_grad=False)
     scores = slice_scores(module, measure, axes=AXES, losses=losses(module, samples))
     assert {key: len(value) for key, value in scores.items()} == {
         ("conv.weight", 0): 6, ("conv.weight", 1): 2, ("conv.bias", 0): 6,
@@ -144,7 +144,7 @@ def test_scores_of_an_axis_add_up_to_those_of_any_other(values, measure):
     assert math.isclose(found["weight", 0].sum(), found["weight", 1].sum(), abs_tol=1e-9)
 
 
-def test_a_tied_weight_counts_once(module):
+def test_a_tied_weight_counts_once():
     """Under its first name, with the axes of both."""
     tied = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3, bias=False), "b": torch.nn.Linear(3, 3)})
     tied["b"].weight = tied["a"].weight

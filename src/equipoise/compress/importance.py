@@ -252,7 +252,8 @@ def _require_samples(count: int, importance: str) -> None:
 
 def _require_finite(loss: Any, *, sample: int) -> None:
     if not bool(loss.isfinite()):
-        raise NonFiniteError(f"the loss of sample {sample} is {float(loss.detach())}; it must be finite")
+        value = float(loss.detach())
+        raise NonFiniteError(f"the loss of sample {sample} is {value}; it must be finite")
 
 
 def sample_losses(

@@ -143,9 +143,8 @@ def _reduced(module: Any, axes: AxisMap, *, config: ReduceConfig, samples: Sampl
     kept = _kept(module, axes, config=config, samples=samples)
     tensors = module.state_dict()
     if config.refit and samples is not None and kept:
-        tensors = refitted(
-            module, axes, kept=kept, losses=lambda: samples.losses(module, name=config.source.name)
-        )
+        run = samples.run(module, name=config.source.name)
+        tensors = refitted(module, axes, kept=kept, run=run)
     return cut_tensors(module, axes, tensors=tensors, shape=config.shape, kept=kept)
 
 

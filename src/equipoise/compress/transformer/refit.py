@@ -5,25 +5,29 @@ kept inputs can do is to stand in for the others as far as they tell what those 
 
     W' = W_k + W_d C_dk (C_kk + r I)^-1
 
-with C = E[x x^T] over samples, k the inputs kept and d those dropped: ridge regression of
+with C = E[x x^T] over positions, k the inputs kept and d those dropped: ridge regression of
 ``W_d x_d`` on ``x_k``, so that for large r nothing is made up for. With a bias C is centred and
 the bias takes what the means leave. It is the least-squares step of channel pruning (He, Zhang, Sun
-2017, equation 3) with fixed channels, and of optimal brain surgery for a group of weights.
+2017, equation 3) with fixed channels.
+
+Each position counts by one over the squared norm of what the layer gives there, so that it is the
+relative error that is least. Transformers give some positions, such as the first and separators,
+values so large that a plain mean fits them alone, and spoils the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from equipoise import extras
-from equipoise.compress.importance import gradients_of, input_rows, is_layer, is_transposed
+from equipoise.compress.importance import input_rows, is_layer, is_transposed
 from equipoise.compress.transformer.axes import Axis, AxisMap
 from equipoise.compress.transformer.cut import Kept, kept_of
 
 _RIDGE: Final = 1e-2
-"""r over the mean of the diagonal of C_kk. Losses are flat from 1e-3 to 3e-2."""
+"""r over the mean of the diagonal of C_kk."""
 _MOST_BYTES: Final = 1 << 30
 """Of products of inputs held at a time; what needs more is gathered in several passes."""
 
@@ -48,9 +52,7 @@ class _Target:
         return int(weight.shape[0 if is_transposed(self.layer) else 1])
 
 
-def refitted(
-    module: Any, axes: AxisMap, *, kept: Kept, losses: Callable[[], Iterable[Any]]
-) -> dict[str, Any]:
+def refitted(module: Any, axes: AxisMap, *, kept: Kept, run: Callable[[], int]) -> dict[str, Any]:
     """The tensors of ``module`` with what its kept channels can make up for.
 
     Shapes are as before: cut the result afterwards. Weights of inputs that go are as before.
@@ -59,11 +61,11 @@ def refitted(
         module: The model; it is not changed.
         axes: Its axes.
         kept: The channels that will be kept.
-        losses: Starts a pass over the samples: one scalar tensor each, made as it is asked for.
+        run: Runs the forward passes over the samples, and says how many there were.
     """
     tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     for targets in _passes(_targets(module, axes, kept)):
-        for target, moments in zip(targets, _moments(module, targets, losses), strict=True):
+        for target, moments in zip(targets, _moments(targets, run), strict=True):
             _solve(target, tensors, moments)
     return tensors
 
@@ -134,34 +136,31 @@ class _Moments:
         return (second - torch.outer(mean, mean) if about_mean else second), mean
 
 
-def _moments(
-    module: Any, targets: list[_Target], losses: Callable[[], Iterable[Any]]
-) -> list[_Moments]:
+def _moments(targets: list[_Target], run: Callable[[], int]) -> list[_Moments]:
     """Moments of the inputs of each target over all samples."""
+    torch = extras.require("torch")
     found = [_Moments(target.inputs) for target in targets]
 
     def hook(moments: _Moments) -> Callable[..., None]:
         def see(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            rows = input_rows(layer, inputs[0].detach())
-            output.register_hook(lambda gradient: moments.add(rows, _relevance(gradient)))
+            moments.add(input_rows(layer, inputs[0]), _weights(output))
 
         return see
 
     handles = [t.layer.register_forward_hook(hook(m)) for t, m in zip(targets, found, strict=True)]
     try:
-        with gradients_of(module, [target.layer.weight for target in targets]):
-            for loss in losses():
-                loss.backward()
-                module.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            run()
     finally:
         for handle in handles:
             handle.remove()
     return found
 
 
-def _relevance(gradient: Any) -> Any:
-    """Weight of each position: squared norm of the gradient there, [positions]."""
-    return gradient.reshape(-1, gradient.shape[-1]).double().square().sum(-1).float()
+def _weights(output: Any) -> Any:
+    """One over the squared norm of what a layer gives at each position, [positions]."""
+    rows = output.reshape(-1, output.shape[-1])
+    return 1 / rows.square().sum(-1).clamp_min(1e-12)
 
 
 def _solve(target: _Target, tensors: Mapping[str, Any], moments: _Moments) -> None:
