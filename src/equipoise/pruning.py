@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Final
 
 from equipoise import fs
+from equipoise.compress.cutting import Pruning, Sparsity
 from equipoise.compression.compression import Compression, Workplace
 from equipoise.compression.publishing import publish
 from equipoise.compression.steps import (
     Pruned,
     PruneStep,
-    Pruning,
     Side,
     check_pruning,
     prune,
     side_of,
 )
+from equipoise.errors import IncompatibleError
 from equipoise.jobs import FREE_BYTES, JobConfig, make_pipeline
 from equipoise.pipeline import Pipeline
 from equipoise.runtimes.registry import BUILDERS
@@ -43,6 +44,7 @@ class PruneRequest(JobConfig):
         teacher_weights: Its checkpoint, for a factory or a model of timm.
         stock: A smaller trained model for the same task, a candidate beside the pruned one.
         stock_weights: Its checkpoint.
+        sparsity: Set weights to zero too, where the target gains from it; refused where not.
         trim_vocabulary: Leave out tokens that the training texts do not need.
         processes: Processes on this machine.
         checkpoints: Directory of checkpoints; ``checkpoints`` in ``output`` when None.
@@ -54,6 +56,7 @@ class PruneRequest(JobConfig):
     teacher_weights: Path | None = None
     stock: str = ""
     stock_weights: Path | None = None
+    sparsity: Sparsity | None = None
     trim_vocabulary: bool = False
     processes: int = 1
     checkpoints: Path | None = None
@@ -129,6 +132,8 @@ class _Request:
         self._sources: dict[str, Source] = {"original": pipeline.job.source}
 
     def answer(self) -> PruneResult:
+        if self._request.sparsity is not None:
+            self._sources["sparse"] = self._sparse(self._request.sparsity)
         pruned = prune(
             self._pipeline,
             self._request.pruning,
@@ -169,6 +174,29 @@ class _Request:
             self._sources["pruned, trimmed"] = trimmed
             notes = (*notes, *told)
         return notes
+
+    def _sparse(self, sparsity: Sparsity) -> Source:
+        """The original with zeros among its weights, where that makes its engine faster.
+
+        Raises:
+            IncompatibleError: It does not, as measured.
+        """
+        original = self._pipeline.job.source
+        sparse = self._compression.sparse(original, sparsity)
+        engines = [
+            self._compression.engine(source, label=label)
+            for source, label in ((sparse, "sparse"), (original, "original"))
+        ]
+        speedup = self._compression.latency(*engines).speedup
+        if speedup.low > 1:
+            return sparse
+        target = self._pipeline.job.target
+        raise IncompatibleError(
+            f"{sparsity.words} zeros gain nothing on target {target.name}: measured"
+            f" {speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}] the speed of the dense"
+            f" model, because {target.runtime} multiplies zeros like any other number",
+            hint="Leave out --sparsity; cutting channels and layers is faster on every runtime.",
+        )
 
     def _trained(self, stock: Source) -> Source:
         """The stock model with the training that the pruned one had in the end."""

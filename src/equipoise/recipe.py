@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from equipoise.compress.cutting import Pruning
 from equipoise.quantize.schemes import Quantization
 
 
@@ -14,11 +15,13 @@ class Recipe:
     Attributes:
         name: Short unique name for tables: ``int8-static-rr``.
         summary: One sentence that a user understands.
+        pruning: How to prune and train before the export; None leaves the model as it is.
         fused: Apply the transformer fusions before quantisation.
         quantization: How to quantise; None leaves float32.
     """
 
     name: str
     summary: str
+    pruning: Pruning | None = None
     fused: bool = False
     quantization: Quantization | None = None

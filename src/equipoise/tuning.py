@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from equipoise import fs
 from equipoise.bundle.writer import check_replaceable
+from equipoise.compress.cutting import Pruning
+from equipoise.compress.settings import TrainSettings
+from equipoise.compression.compression import Compression, Workplace
+from equipoise.compression.steps import prune
 from equipoise.data.metrics import Metric, get_metric
 from equipoise.errors import (
     AccuracyError,
@@ -25,7 +29,7 @@ from equipoise.pipeline import Pipeline
 from equipoise.recipe import Recipe
 from equipoise.report.write import write_report
 from equipoise.runtimes.registry import BUILDERS
-from equipoise.search.candidates import BASELINE, candidates
+from equipoise.search.candidates import BASELINE, candidates, pruned
 from equipoise.search.choose import choose, pareto_front
 from equipoise.search.result import Candidate, Measurement, TuneResult, Verdict
 from equipoise.search.verdict import judge
@@ -48,11 +52,15 @@ class TuneConfig(JobConfig):
         max_drop: Largest allowed drop of the metric, absolute: 0.01 is one point.
         float_fallback: Put the float engine into the bundle too, for devices that the chosen one
             does not fit.
+        prune: Speed-ups to prune to; the pruned models are candidates too.
+        recovery: How they are trained again.
     """
 
     output: Path
     max_drop: float = 0.01
     float_fallback: bool = False
+    prune: tuple[float, ...] = ()
+    recovery: TrainSettings = field(default_factory=lambda: Pruning().recovery)
 
 
 def tune(config: TuneConfig, *, observer: Observer | None = None) -> TuneResult:
@@ -70,22 +78,29 @@ def tune(config: TuneConfig, *, observer: Observer | None = None) -> TuneResult:
     """
     if config.max_drop < 0:
         raise UsageError(f"--max-drop is {config.max_drop}; it must be at least 0")
-    pipeline = make_pipeline(config, observer=observer)
+    for_training = config.for_training or bool(config.prune)
+    pipeline = make_pipeline(replace(config, for_training=for_training), observer=observer)
     require_measurable(pipeline.job.target, machine=pipeline.job.machine, runtimes=BUILDERS.names())
     fs.check_writable(config.output, needed_bytes=FREE_BYTES)
     check_replaceable(config.output / "bundle")
-    result = _search(pipeline, config)
+    trials = _Trials(pipeline, config)
+    result = _search(trials, config)
+    chosen = next(c.recipe for c in result.candidates if c.recipe.name == result.chosen)
     with fs.staged_directory(config.output / ".next") as staging:
-        pack(pipeline, result, output=staging / "bundle", fallback=config.float_fallback)
+        pack(
+            trials.pipeline_of(chosen),
+            result,
+            output=staging / "bundle",
+            fallback=config.float_fallback,
+        )
         write_report(result, output=staging)
     _publish(config.output)
     return result
 
 
-def _search(pipeline: Pipeline, config: TuneConfig) -> TuneResult:
-    trials = _Trials(pipeline, max_drop=config.max_drop)
-    recipes = candidates(saturates=pipeline.job.target.int8.saturates)
-    tried = [trials.attempt(recipe) for recipe in recipes]
+def _search(trials: _Trials, config: TuneConfig) -> TuneResult:
+    pipeline = trials.pipeline
+    tried = [trials.attempt(recipe) for recipe in _recipes(pipeline, config)]
     front = pareto_front(tried)
     tried = [replace(c, on_front=c.recipe.name in front) for c in tried]
     chosen, reason = choose(tried)
@@ -112,12 +127,29 @@ def _search(pipeline: Pipeline, config: TuneConfig) -> TuneResult:
     )
 
 
+def _recipes(pipeline: Pipeline, config: TuneConfig) -> tuple[Recipe, ...]:
+    saturates = pipeline.job.target.int8.saturates
+    more = [
+        recipe
+        for speedup in config.prune
+        for recipe in pruned(
+            Pruning(speedup=speedup, max_drop=config.max_drop, recovery=config.recovery),
+            saturates=saturates,
+        )
+    ]
+    return (*candidates(saturates=saturates), *more)
+
+
 class _Trials:
     """Makes, evaluates and measures candidates against the reference and the float engine."""
 
-    def __init__(self, pipeline: Pipeline, *, max_drop: float) -> None:
-        self._pipeline = pipeline
-        self._max_drop = max_drop
+    def __init__(self, pipeline: Pipeline, config: TuneConfig) -> None:
+        self.pipeline = pipeline
+        self._max_drop = config.max_drop
+        self._workplace = Workplace(
+            checkpoints=config.output / "checkpoints", threads=config.threads
+        )
+        self._pipelines: dict[Pruning | None, Pipeline] = {None: pipeline}
         self.metric: Metric = get_metric(pipeline.job.metric, labels=pipeline.data.record.labels)
         self._baseline = self._engine(pipeline.float_model, label=BASELINE)
         reference = pipeline.evaluate(None, label=pipeline.reference.record.by)
@@ -137,9 +169,26 @@ class _Trials:
                 raise
             return Candidate(recipe=recipe, verdict="failed", reason=_briefly(error))
 
+    def pipeline_of(self, recipe: Recipe) -> Pipeline:
+        """The stages for the model that ``recipe`` exports: as it is, or pruned.
+
+        Raises:
+            RecipeError: Nothing can be cut that pays.
+        """
+        if recipe.pruning not in self._pipelines:
+            self._pipelines[recipe.pruning] = self._pruned(recipe.pruning or Pruning())
+        return self._pipelines[recipe.pruning]
+
+    def _pruned(self, pruning: Pruning) -> Pipeline:
+        found = prune(self.pipeline, pruning, workplace=self._workplace)
+        if found.source == self.pipeline.job.source:
+            raise RecipeError(f"no cut was taken: {found.stopped}")
+        return Compression(self.pipeline).beside(found.source)
+
     def _try(self, recipe: Recipe) -> Candidate:
-        made = self._pipeline.make(recipe)
-        measurement, report, notes = self._measure(made.model, label=recipe.name)
+        pipeline = self.pipeline_of(recipe)
+        made = pipeline.make(recipe)
+        measurement, report, notes = self._measure(made.model, pipeline, label=recipe.name)
         if recipe.name == BASELINE:
             self._require_kept(measurement)
             verdict: Verdict = "baseline"
@@ -161,21 +210,23 @@ class _Trials:
         """Without a float engine that keeps the metric there is nothing to compare with or ship."""
         if baseline.drop.value > self._max_drop:
             raise AccuracyError(
-                f"the float engine loses {baseline.drop.value:.4f} of {self._pipeline.job.metric};"
+                f"the float engine loses {baseline.drop.value:.4f} of {self.pipeline.job.metric};"
                 f" allowed {self._max_drop:g}",
                 hint="The export agrees on calibration samples, but not on the evaluation data.",
             )
 
     def _engine(self, model: Path, *, label: str) -> Path:
-        built = self._pipeline.build(model, label=label)
+        built = self.pipeline.build(model, label=label)
         return built.files / built.record.file
 
-    def _measure(self, model: Path, *, label: str) -> tuple[Measurement, str, tuple[str, ...]]:
-        built = self._pipeline.build(model, label=label)
+    def _measure(
+        self, model: Path, pipeline: Pipeline, *, label: str
+    ) -> tuple[Measurement, str, tuple[str, ...]]:
+        built = pipeline.build(model, label=label)
         engine = built.files / built.record.file
-        evaluated = self._pipeline.evaluate(engine, label=label)
-        memory = self._pipeline.memory(engine, label=label)
-        latency = self._pipeline.latency(engine, baseline=self._baseline, label=label)
+        evaluated = pipeline.evaluate(engine, label=label)
+        memory = pipeline.memory(engine, label=label)
+        latency = pipeline.latency(engine, baseline=self._baseline, label=label)
         statistics = read_statistics(evaluated.files)
         value, discrete = self.metric.value, self.metric.discrete
         measurement = Measurement(

@@ -96,6 +96,17 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def factors(text: str, *, option: str) -> tuple[float, ...]:
+    """Comma separated numbers above 1. Raises UsageError for anything else."""
+    try:
+        found = tuple(float(part) for part in names(text))
+    except ValueError:
+        found = (0.0,)
+    if not all(1 < factor < float("inf") for factor in found):
+        raise UsageError(f"{option} {text!r}: give numbers above 1, such as 2 or 2,4")
+    return found
+
+
 def counts(text: str, *, option: str) -> list[int]:
     """Comma separated whole numbers above 0. Raises UsageError for anything else."""
     parts = names(text)

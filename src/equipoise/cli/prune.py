@@ -21,8 +21,8 @@ from equipoise.cli.train_options import (
 )
 
 if TYPE_CHECKING:
+    from equipoise.compress.cutting import Pruning, Sparsity
     from equipoise.compress.settings import TrainSettings
-    from equipoise.compression.steps import Pruning
     from equipoise.pruning import PruneRequest
 
 
@@ -46,6 +46,13 @@ class PruningOptions:
     ] = "global"
     multiple: Annotated[int, typer.Option(min=1, help="Widths are multiples of it.")] = 8
     no_depth: Annotated[bool, typer.Option("--no-depth", help="Keep all layers.")] = False
+    sparsity: Annotated[
+        str,
+        typer.Option(
+            help="Zeros among the weights, 2:4 or a share such as 0.5; refused where the target"
+            " gains nothing from them."
+        ),
+    ] = ("",)
     trim_vocabulary: Annotated[
         bool,
         typer.Option("--trim-vocabulary", help="Leave out tokens that the texts do not need."),
@@ -100,6 +107,7 @@ def command(
         teacher_weights=teacher_weights,
         stock=stock,
         stock_weights=stock_weights,
+        sparsity=_sparsity(pruning.sparsity),
         trim_vocabulary=pruning.trim_vocabulary,
         processes=loop.processes,
         checkpoints=loop.checkpoints,
@@ -125,8 +133,7 @@ def command(
 
 def _pruning(given: PruningOptions, *, recovery: TrainSettings) -> Pruning:
     from equipoise import record
-    from equipoise.compression.cutting import Cutting
-    from equipoise.compression.steps import Pruning
+    from equipoise.compress.cutting import Cutting, Pruning
     from equipoise.errors import UsageError
 
     cutting = {
@@ -143,6 +150,21 @@ def _pruning(given: PruningOptions, *, recovery: TrainSettings) -> Pruning:
         recovery=recovery,
         cutting=record.loads(Cutting, record.dumps(cutting), where="options", error=UsageError),
     )
+
+
+def _sparsity(text: str) -> Sparsity | None:
+    from equipoise.compress.cutting import Sparsity
+    from equipoise.errors import UsageError
+
+    if text in {"", "2:4"}:
+        return Sparsity() if text else None
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise UsageError(f"--sparsity {text!r}: give 2:4, or a share between 0 and 1")
+    return Sparsity(pattern="unstructured", share=share)
 
 
 def _places(request: PruneRequest, *, chosen: str) -> tuple[str, ...]:

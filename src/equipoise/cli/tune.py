@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,15 @@ def command(
             "--float-fallback", help="Pack the float engine too, for devices of another kind."
         ),
     ] = False,
+    prune: Annotated[
+        str, typer.Option(help="Speed-ups to prune to, such as 2 or 2,4: more candidates.")
+    ] = "",
+    prune_epochs: Annotated[float, typer.Option(help="Epochs that train a pruned model.")] = 3.0,
+    prune_rate: Annotated[float, typer.Option(help="Learning rate of that.")] = 1e-4,
+    train: Annotated[
+        str | None,
+        typer.Option(help="Data to train a pruned model on; a part of --data if not given."),
+    ] = None,
     threads: options.Threads = None,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds per latency.")] = 60,
     time_limit: options.TimeLimit = 3600.0,
@@ -51,6 +61,7 @@ def command(
     measures it on the target, and writes a bundle and a report. A run that is stopped goes on
     where it was when the same command is given again.
     """
+    from equipoise.compress.cutting import Pruning
     from equipoise.tuning import TuneConfig, tune
 
     config = TuneConfig(
@@ -74,6 +85,9 @@ def command(
         cache=cache_dir,
         fresh=fresh,
         float_fallback=float_fallback,
+        train=train,
+        prune=options.factors(prune, option="--prune"),
+        recovery=replace(Pruning().recovery, epochs=prune_epochs, learning_rate=prune_rate),
     )
     with console.progress(quiet=quiet or json) as observer:
         result = tune(config, observer=observer)

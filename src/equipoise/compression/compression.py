@@ -10,10 +10,12 @@ from typing import Final
 from equipoise import record
 from equipoise.compress.channels.narrow import NarrowConfig, NarrowRecord
 from equipoise.compress.channels.structure import ChannelsConfig, ChannelsRecord
+from equipoise.compress.cutting import Cutting, Sparsity
 from equipoise.compress.importance import Importance
 from equipoise.compress.latency.shapes import shapes_of, structure_bytes
 from equipoise.compress.latency.table import LayerTable, TableConfig
 from equipoise.compress.settings import TrainSettings
+from equipoise.compress.sparsity import SparsifyConfig, SparsifyRecord
 from equipoise.compress.structure import Structure
 from equipoise.compress.study import StudyResult, StudySettings
 from equipoise.compress.studying import SearchConfig
@@ -26,7 +28,7 @@ from equipoise.compress.transformer.reading import (
 )
 from equipoise.compress.transformer.reduce import ReduceConfig, ReduceRecord
 from equipoise.compress.transformer.shapes import TransformerShape
-from equipoise.compression.cutting import Cutting
+from equipoise.compress.transformer.vocabulary import TrimConfig, TrimRecord
 from equipoise.data.metrics import Metric, get_metric
 from equipoise.data.store import Rows
 from equipoise.errors import UsageError
@@ -73,6 +75,18 @@ REDUCE: Final = Stage(
     name="reduce",
     function="equipoise.compress.transformer.reduce:reduce_transformer",
     record=ReduceRecord,
+    packages=TORCH,
+)
+TRIM: Final = Stage(
+    name="trim",
+    function="equipoise.compress.transformer.vocabulary:trim_vocabulary",
+    record=TrimRecord,
+    packages=(*TORCH, "tokenizers"),
+)
+SPARSIFY: Final = Stage(
+    name="sparsify",
+    function="equipoise.compress.sparsity:sparsify",
+    record=SparsifyRecord,
     packages=TORCH,
 )
 READ_CHANNELS: Final = Stage(
@@ -335,6 +349,26 @@ class Compression:
             loss_after=found.loss_after,
             notes=found.notes,
         )
+
+    def trimmed(self, source: Source) -> tuple[Source, tuple[str, ...]]:
+        """``source`` with the tokens that the training texts need, and what that costs in words."""
+        config = TrimConfig(source=source, data=self.pipeline.data.files)
+        found = self.pipeline.runner.run(TRIM, config, label="trim the vocabulary")
+        trimmed = parse_source(str(found.files / MODEL), task=source.task)
+        kept, before = found.record.tokens_after, found.record.tokens_before
+        return trimmed, (f"{kept:,} of {before:,} tokens are kept", *found.record.notes)
+
+    def sparse(self, source: Source, sparsity: Sparsity) -> Source:
+        """``source`` with weights set to zero, its sizes as they are."""
+        config = SparsifyConfig(
+            source=source,
+            data=self.pipeline.data.files,
+            names=self.names,
+            pattern=sparsity.pattern,
+            share=sparsity.share,
+        )
+        found = self.pipeline.runner.run(SPARSIFY, config, label=f"{sparsity.words} zeros")
+        return parse_source(str(found.files / MODEL), task=source.task)
 
     @cached_property
     def sequence(self) -> int:

@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from equipoise.compress.cutting import Cutting
 from equipoise.compress.latency.allocate import Scope, allocate
 from equipoise.compress.latency.estimate import Estimator
 from equipoise.compress.latency.plans import Plan, plans
-from equipoise.compress.latency.table import LayerTable
 from equipoise.compress.structure import Structure
 from equipoise.compress.transformer.reading import LayersRecord, TransformerReading
 from equipoise.compress.transformer.shapes import TransformerShape
 from equipoise.compression.compression import Compression, Cut
-from equipoise.compression.cutting import Cutting
 from equipoise.errors import NotMetError
 from equipoise.sources.source import Source
 
@@ -27,7 +26,7 @@ class Proposal:
     Attributes:
         cut: The model.
         words: What was cut.
-        estimated: Speed-up over the model before, by the table of layers.
+        estimated: Speed-up over the original, by the table of layers.
     """
 
     cut: Cut
@@ -41,19 +40,22 @@ class Planner(ABC):
     Args:
         compression: The stages.
         cutting: What to cut.
+        latency_ms: Of the original's float engine, measured.
     """
 
-    def __init__(self, compression: Compression, cutting: Cutting) -> None:
-        self._compression, self._cutting = compression, cutting
+    def __init__(self, compression: Compression, cutting: Cutting, *, latency_ms: float) -> None:
+        self._compression, self._cutting, self._latency_ms = compression, cutting, latency_ms
         self._original = compression.pipeline.job.source
 
-    def propose(self, source: Source, *, speedup: float, latency_ms: float, label: str) -> Proposal:
-        """The cut of least loss among those that are ``speedup`` times as fast by the table.
+    def propose(self, source: Source, *, goal: float, measured: float, label: str) -> Proposal:
+        """The cut of least loss among those that reach ``goal`` by the table.
+
+        How far the table was from the truth at ``source`` is taken to hold a step further.
 
         Args:
             source: The original, or what was cut from it.
-            speedup: Over ``source``.
-            latency_ms: Of ``source``, measured.
+            goal: Speed-up over the original.
+            measured: Speed-up of ``source`` over the original.
             label: What the step is called.
 
         Raises:
@@ -61,14 +63,22 @@ class Planner(ABC):
             SourceError: Nothing of the model can be cut.
         """
         structure = self._structure(source, label=label)
-        estimator = Estimator(self._table, structure, whole_ms=latency_ms)
-        ways = self._ways(source, structure, estimator, speedup=speedup, label=label)
-        return min(ways, key=lambda way: _loss(way.cut))
+        optimism = self._speedup(structure) / measured
+        ways = self._ways(source, structure, speedup=goal * optimism, label=label)
+        best = min(ways, key=lambda way: _loss(way.cut))
+        return replace(best, estimated=best.estimated / optimism)
+
+    def _speedup(self, structure: Structure) -> float:
+        """Of what ``structure`` is of, over the original, by the table."""
+        widths = {group.name: group.width for group in structure.groups}
+        latency_ms = self._estimator.latency_ms(widths, blocks=blocks_of(structure))
+        return self._estimator.full_ms / latency_ms
 
     @cached_property
-    def _table(self) -> LayerTable:
+    def _estimator(self) -> Estimator:
         structure = self._structure(self._original, label="look at the model")
-        return self._compression.table(structure, multiple=self._cutting.multiple)
+        table = self._compression.table(structure, multiple=self._cutting.multiple)
+        return Estimator(table, structure, whole_ms=self._latency_ms)
 
     @abstractmethod
     def _structure(self, source: Source, *, label: str) -> Structure:
@@ -79,7 +89,6 @@ class Planner(ABC):
         self,
         source: Source,
         structure: Structure,
-        estimator: Estimator,
         *,
         speedup: float,
         label: str,
@@ -92,10 +101,16 @@ def _loss(cut: Cut) -> float:
     return 0.0 if cut.loss_after is None else cut.loss_after
 
 
-def planner_of(compression: Compression, cutting: Cutting) -> Planner:
+def blocks_of(structure: Structure) -> int | None:
+    """Transformer layers of a structure; None where it has none."""
+    return len({layer.block for layer in structure.layers if layer.block >= 0}) or None
+
+
+def planner_of(compression: Compression, cutting: Cutting, *, latency_ms: float) -> Planner:
     """By config for a transformers directory, by channels for every other module."""
-    kinds = {"transformers": _Transformer}
-    return kinds.get(compression.pipeline.job.source.kind, _Channels)(compression, cutting)
+    kinds: dict[str, type[Planner]] = {"transformers": _Transformer}
+    kind = kinds.get(compression.pipeline.job.source.kind, _Channels)
+    return kind(compression, cutting, latency_ms=latency_ms)
 
 
 class _Channels(Planner):
@@ -108,7 +123,6 @@ class _Channels(Planner):
         self,
         source: Source,
         structure: Structure,
-        estimator: Estimator,
         *,
         speedup: float,
         label: str,
@@ -118,7 +132,7 @@ class _Channels(Planner):
             scopes = (self._cutting.scope,)
         found = []
         for scope in scopes:
-            allocation = allocate(structure, estimator, speedup=speedup, scope=scope)
+            allocation = allocate(structure, self._estimator, speedup=speedup, scope=scope)
             cut = self._compression.narrow(
                 source, allocation.widths, cutting=self._cutting, label=f"{label}: {scope}"
             )
@@ -147,7 +161,6 @@ class _Transformer(Planner):
         self,
         source: Source,
         structure: Structure,
-        estimator: Estimator,
         *,
         speedup: float,
         label: str,
@@ -158,7 +171,7 @@ class _Transformer(Planner):
         deep = self._cutting.depth and layers.dispensable
         found = [
             plan
-            for plan in plans(structure, estimator, speedup=speedup)
+            for plan in plans(structure, self._estimator, speedup=speedup)
             if deep or plan.blocks in {None, whole}
         ]
         if not found:
@@ -201,7 +214,7 @@ class _Transformer(Planner):
 def _kept_share(structure: Structure) -> Callable[[Plan], float]:
     """How much of the scores a plan keeps, group by group, times its share of layers."""
     totals = {group.name: sum(group.scores) or 1.0 for group in structure.groups}
-    blocks = len({layer.block for layer in structure.layers if layer.block >= 0}) or 1
+    blocks = blocks_of(structure) or 1
 
     def share(plan: Plan) -> float:
         kept = (plan.blocks or blocks) / blocks

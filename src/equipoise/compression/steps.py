@@ -7,12 +7,11 @@ not taken.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from equipoise.compress.settings import Objective, TrainSettings
+from equipoise.compress.cutting import Pruning
 from equipoise.compression.compression import Compression, Trained, Workplace
-from equipoise.compression.cutting import Cutting
 from equipoise.compression.plans import Proposal, planner_of
 from equipoise.errors import NotMetError, UsageError
 from equipoise.measure.interval import Interval
@@ -27,29 +26,6 @@ _MARGIN: Final = 1.02
 """The table is right to a few per cent; a goal just missed would cost another step."""
 
 _Verdict = Literal["taken", "does not pay", "too inaccurate"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pruning:
-    """How far to prune, and how.
-
-    Attributes:
-        speedup: Goal: latency of the original's float engine over the pruned one's.
-        max_drop: Largest drop of the metric, absolute.
-        steps: Steps to the goal, each the same factor; fewer where a step does not pay.
-        step_epochs: Epochs of training after each step.
-        recovery: Training after the last one; its objective holds for all.
-        cutting: What to cut.
-    """
-
-    speedup: float = 2.0
-    max_drop: float = 0.01
-    steps: int = 3
-    step_epochs: float = 1.0
-    recovery: TrainSettings = field(
-        default_factory=lambda: TrainSettings(objective=Objective(task=0.5, logits=1.0))
-    )
-    cutting: Cutting = field(default_factory=Cutting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +102,6 @@ class _State:
 
     source: Source
     speedup: Interval
-    latency_ms: float
     metric: float
 
 
@@ -172,8 +147,9 @@ class _Pruner:
         self._compression = Compression(pipeline)
         self._original = pipeline.job.source
         self._teacher = teacher or self._original
-        self._planner = planner_of(self._compression, pruning.cutting)
         self._baseline = self._compression.engine(self._original, label="original")
+        latency = self._compression.latency(self._baseline, self._baseline)
+        self._planner = planner_of(self._compression, pruning.cutting, latency_ms=latency.engine_ms)
         self._metric = self._compression.validation_metric(self._original)
         self._steps: list[PruneStep] = []
         self._notes: list[str] = []
@@ -183,7 +159,6 @@ class _Pruner:
         state = _State(
             source=self._original,
             speedup=ORIGINAL,
-            latency_ms=self._compression.latency(self._baseline, self._baseline).engine_ms,
             metric=self._metric,
         )
         state, stopped = self._to_goal(state)
@@ -227,9 +202,8 @@ class _Pruner:
         """Cut, train, measure, judge."""
         number = len(self._steps) + 1
         label = f"step {number}"
-        wanted = goal * _MARGIN / state.speedup.value
         proposal = self._planner.propose(
-            state.source, speedup=wanted, latency_ms=state.latency_ms, label=label
+            state.source, goal=goal * _MARGIN, measured=state.speedup.value, label=label
         )
         trained = self._train(
             proposal.cut.source, epochs=self._pruning.step_epochs, label=f"{label}: train"
@@ -263,7 +237,6 @@ class _Pruner:
         return _State(
             source=trained.source,
             speedup=latency.speedup,
-            latency_ms=latency.engine_ms,
             metric=trained.metric,
         )
 
@@ -293,7 +266,7 @@ class _Pruner:
         return PruneStep(
             goal=goal,
             cut=proposal.words,
-            estimated=before.speedup.value * proposal.estimated,
+            estimated=proposal.estimated,
             speedup=after.speedup,
             parameters=proposal.cut.parameters,
             loss_before=proposal.cut.loss_before,

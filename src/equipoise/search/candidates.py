@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from typing import Final
 
+from equipoise.compress.cutting import Pruning
 from equipoise.quantize.schemes import DynamicInt8, StaticInt8, WeightOnlyInt8
 from equipoise.recipe import Recipe
 
 BASELINE: Final = "float32"
+
+
+def pruned(pruning: Pruning, *, saturates: bool) -> tuple[Recipe, ...]:
+    """The model pruned to a goal, in float and in both kinds of int8."""
+    name = f"pruned-{pruning.speedup:g}x"
+    words = f"Pruned to {pruning.speedup:g} times the speed and trained again"
+    return (
+        Recipe(name=name, summary=f"{words}.", pruning=pruning),
+        Recipe(
+            name=f"{name}-int8-dynamic",
+            summary=f"{words}; activations quantised in every run.",
+            pruning=pruning,
+            quantization=DynamicInt8(reduce_range=saturates),
+        ),
+        Recipe(
+            name=f"{name}-int8-static",
+            summary=f"{words}; ranges from calibration data.",
+            pruning=pruning,
+            quantization=StaticInt8(),
+        ),
+    )
 
 
 def candidates(*, saturates: bool) -> tuple[Recipe, ...]:
