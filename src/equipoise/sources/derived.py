@@ -9,7 +9,6 @@ out. It names no code but the one that builds the base, which the user has in an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Final
 from equipoise import extras, fs, record
 from equipoise.errors import SourceError
 from equipoise.sources.checkpoint import first_few
+from equipoise.sources.layer_sizes import stated_sizes
 
 FORMAT: Final = 1
 DESCRIPTION: Final = "source.json"
@@ -328,37 +328,9 @@ def _check_rank(name: str, built: tuple[int, ...], stored: tuple[int, ...]) -> N
 def _check_sizes(module: Any, where: str) -> None:
     """The sizes that layers state must be those of their weights."""
     for name, layer in module.named_modules():
-        for key, stated, held in _stated(layer):
+        for key, stated, held in stated_sizes(layer):
             if stated != held:
                 raise SourceError(
                     f"{where}: {name!r} has {key} {stated}, but its tensors are for {held}",
                     hint=f"{DESCRIPTION} and {WEIGHTS} belong to different models.",
                 )
-
-
-def _stated(layer: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Attribute, what it is and what the weights say, of layers whose sizes are known."""
-    nn = extras.require("torch").nn
-    convolution: Any = extras.require("torch.nn.modules.conv")
-    norm: Any = extras.require("torch.nn.modules.batchnorm")
-    weight = getattr(layer, "weight", None)
-    if weight is None:
-        return
-    if isinstance(layer, convolution._ConvNd):  # noqa: SLF001 - the class of all convolutions
-        out, into = (1, 0) if layer.transposed else (0, 1)
-        per_group = {out: weight.shape[out], into: weight.shape[into]}
-        per_group[1] *= layer.groups
-        yield "out_channels", layer.out_channels, per_group[out]
-        yield "in_channels", layer.in_channels, per_group[into]
-    elif isinstance(layer, nn.Linear):
-        yield "out_features", layer.out_features, weight.shape[0]
-        yield "in_features", layer.in_features, weight.shape[1]
-    elif isinstance(layer, norm._NormBase):  # noqa: SLF001 - the class of all batch norms
-        yield "num_features", layer.num_features, math.prod(weight.shape)
-    elif isinstance(layer, nn.GroupNorm):
-        yield "num_channels", layer.num_channels, math.prod(weight.shape)
-    elif isinstance(layer, nn.LayerNorm):
-        yield "normalized_shape", tuple(layer.normalized_shape), tuple(weight.shape)
-    elif isinstance(layer, nn.Embedding):
-        yield "num_embeddings", layer.num_embeddings, weight.shape[0]
-        yield "embedding_dim", layer.embedding_dim, weight.shape[1]

@@ -336,6 +336,15 @@ def test_model_without_anything_to_cut(
         read_structure(config(source_of("Only"), digits), output=tmp_path)
 
 
+def test_sources_whose_sizes_are_said_elsewhere(digits: Path, tmp_path: Path) -> None:
+    """A config says those of transformers; programs and ONNX files cannot change."""
+    for kind in ("transformers", "program", "onnx"):
+        source = Source(kind=kind, name=f"some {kind}")  # type: ignore[arg-type]
+        for stage in (read_structure, narrow):
+            with pytest.raises(SourceError, match=f"some {kind}: .* kind '{kind}'"):
+                stage(config(source, digits), output=tmp_path)
+
+
 def test_data_without_the_inputs(
     source_of: Callable[[str], Source], digits: Path, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from equipoise.compress.channels.structure import (
     ChannelsConfig,
     count_parameters,
     find_channels,
+    open_to_cut,
     samples_of,
     scores_of,
 )
@@ -94,7 +95,7 @@ def narrow(config: NarrowConfig, *, output: Path) -> NarrowRecord:
         ParityError: What was written does not give the outputs of what was made.
         OutputError: ``output`` cannot be written.
     """
-    module = load_module(config.source)
+    module = open_to_cut(config.source)
     samples = samples_of(config)
     graph = find_channels(module, names=config.names, samples=samples, source=config.source.name)
     check_widths(graph.couplings, config.widths, multiple=config.multiple)

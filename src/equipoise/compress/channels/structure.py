@@ -69,7 +69,7 @@ def read_structure(config: ChannelsConfig, *, output: Path) -> ChannelsRecord:
         DataError: The data has not got its inputs, or the labels do not fit.
     """
     del output
-    module = load_module(config.source)
+    module = open_to_cut(config.source)
     samples = samples_of(config)
     graph = find_channels(module, names=config.names, samples=samples, source=config.source.name)
     scores = scores_of(module, graph, samples=samples, config=config)
@@ -79,6 +79,22 @@ def read_structure(config: ChannelsConfig, *, output: Path) -> ChannelsRecord:
         macs=total_macs(graph.calls),
         notes=(*graph.notes, *joined_notes(graph)),
     )
+
+
+def open_to_cut(source: Source) -> Any:
+    """The module of a source whose layers say their own sizes.
+
+    Raises:
+        SourceError: It is of another kind.
+    """
+    if source.kind not in {"factory", "timm", "derived"}:
+        raise SourceError(
+            f"{source.name}: channels are cut of a module: or timm: source, or of what was cut"
+            f" before; this is of kind {source.kind!r}",
+            hint="A transformers model is made smaller by the sizes in its config; the sizes of a"
+            " .pt2 program or .onnx file are fixed.",
+        )
+    return load_module(source)
 
 
 def samples_of(config: ChannelsConfig, *, part: str = "training") -> Samples:
@@ -223,6 +239,6 @@ def uniform(structure: Structure, *, ratio: float) -> dict[str, int]:
 
 
 def _nearest(group: Group, ratio: float) -> int:
-    allowed = [*range(group.multiple, group.width, group.multiple), group.width]
+    allowed: list[int] = [*range(group.multiple, group.width, group.multiple), group.width]
     distances = {width: abs(width - ratio * group.width) for width in reversed(allowed)}
     return min(distances, key=distances.__getitem__)
