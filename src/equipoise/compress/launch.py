@@ -72,11 +72,9 @@ def _run(ranks: Sequence[Path], *, threads: int) -> None:
         for rank, place in enumerate(ranks):
             environment = _environment(rank, world=len(ranks), threads=threads)
             children.append(_start(place, environment, first=rank == 0))
-        while any(child.poll() is None for child in children):
-            if any(child.returncode for child in children):
-                break
+        while None in (codes := [child.poll() for child in children]) and not any(codes):
             time.sleep(_INTERVAL_S)
-        if any(child.returncode for child in children):
+        if any(codes):
             raise _failure(ranks, children)
     finally:
         for child in children:

@@ -134,7 +134,8 @@ def _check(config: TrainConfig, *, world: int) -> None:
 
 def _own_directory(config: TrainConfig) -> Path:
     """The directory of checkpoints of this config, whoever runs it and with how many threads."""
-    same = replace(config, processes=1, threads=None)
+    # Through JSON, as it reaches other processes: an integer there may be a float here.
+    same = record.from_json(TrainConfig, record.to_json(replace(config, processes=1, threads=None)))
     digest = hashlib.sha256(json.dumps(by_content(same), sort_keys=True).encode())
     return config.checkpoints / digest.hexdigest()[:16]
 
