@@ -52,7 +52,7 @@ class PruningOptions:
             help="Zeros among the weights, 2:4 or a share such as 0.5; refused where the target"
             " gains nothing from them."
         ),
-    ] = ("",)
+    ] = ""
     trim_vocabulary: Annotated[
         bool,
         typer.Option("--trim-vocabulary", help="Leave out tokens that the texts do not need."),
