@@ -116,7 +116,7 @@ def test_size_in_the_code_is_told_with_what_forward_said(networks: object) -> No
 
 
 @pytest.mark.parametrize("name", sorted(set(WIDTHS) - STATISTICS))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_cut_module_is_the_whole_one_without_looking(
     name: str, source_of: Callable[[str], Source], data: st.DataObject

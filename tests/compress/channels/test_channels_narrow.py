@@ -240,12 +240,11 @@ def test_copies_of_channels_are_made_up_for_without_loss(
     assert notes == ("weights of 2 layers were fitted to the channels that stay",)
 
 
-@pytest.mark.parametrize("importance", ["l2", "taylor"])
 def test_less_is_lost_with_what_makes_up_for_the_cut(
-    importance: Importance, trained: Source, digits: Path, tmp_path: Path
+    trained: Source, digits: Path, tmp_path: Path
 ) -> None:
     """Each of the two, on samples that neither was fitted to."""
-    chosen = config(trained, digits, samples=100, importance=importance)
+    chosen = config(trained, digits, samples=100)
     widths = uniform(read_structure(chosen, output=tmp_path).structure, ratio=0.75)
     losses = {}
     for compensate in (False, True):
