@@ -13,8 +13,8 @@ from equipoise.errors import IncompatibleError, SourceError
 
 _LISTS_OF_IDS: Final = ("suppress_tokens", "begin_suppress_tokens")
 _NOT_UNDERSTOOD: Final = ("bad_words_ids", "forced_decoder_ids", "sequence_bias", "force_words_ids")
-_STALE: Final = ("*.model", "vocab.bpe", "encoder.json", "tokenizer.json")
-"""Files that hold the old vocabulary in a form that is not rewritten, or are written here."""
+_STALE: Final = ("*.model", "vocab.bpe", "encoder.json")
+"""Files that hold the old vocabulary in a form that is not rewritten."""
 
 
 def read_json(file: Path) -> Any:
@@ -39,7 +39,8 @@ def new_tokenizer(
     result["post_processor"] = _processor(tokenizer.get("post_processor"), place, ids)
     padding = tokenizer.get("padding")
     if padding:
-        result["padding"] = {**padding, "pad_id": ids.get(padding["pad_id"], 0)}
+        place_of_padding = place.get(padding["pad_token"], ids.get(padding["pad_id"], 0))
+        result["padding"] = {**padding, "pad_id": place_of_padding}
     return result
 
 
@@ -143,38 +144,42 @@ def _renewed(value: Any, ids: Mapping[int, int]) -> Any:
     return ids.get(value, value) if isinstance(value, int) else value
 
 
-def write_tokenizer(
-    directory: Path,
-    *,
-    base: Path,
-    tokenizer: Mapping[str, Any],
-    vocabulary: Vocabulary,
-    kept: tuple[str, ...],
-) -> list[str]:
-    """Write the tokenizer's files into ``directory``, where those of ``base`` may stand.
+def tokenizer_texts(
+    base: Path, *, tokenizer: Mapping[str, Any], vocabulary: Vocabulary, kept: tuple[str, ...]
+) -> dict[str, str]:
+    """The texts of the tokenizer's files with the tokens ``kept``, by name.
 
     Args:
-        directory: A transformers directory that is being made.
-        base: The one that the tokenizer comes from.
+        base: The transformers directory that the tokenizer comes from.
         tokenizer: Its ``tokenizer.json``.
         vocabulary: Its tokens.
         kept: Those that stay.
 
-    Returns:
-        Names of files that were left out, because they hold the old vocabulary.
+    Raises:
+        SourceError: A file is no JSON.
+        IncompatibleError: A setting names tokens in a form that is not known here.
     """
     new = new_tokenizer(tokenizer, vocabulary, kept=kept)
+    ids = new_ids(vocabulary, kept)
+    texts = {"tokenizer.json": json.dumps(new, ensure_ascii=False, indent=2) + "\n"}
+    for name, text in _BESIDE.items():
+        if (base / name).is_file():
+            texts[name] = text(base / name, new["model"], ids)
+    return texts
+
+
+def replace_tokenizer(directory: Path, texts: Mapping[str, str]) -> list[str]:
+    """Write a tokenizer's files in place of the old ones in a transformers directory.
+
+    Returns:
+        Names of files that were taken away, because they hold the old vocabulary.
+    """
     gone = [f.name for pattern in _STALE for f in sorted(directory.glob(pattern))]
     for name in gone:
         fs.remove(directory / name)
-    fs.write_text(
-        directory / "tokenizer.json", json.dumps(new, ensure_ascii=False, indent=2) + "\n"
-    )
-    ids = new_ids(vocabulary, kept)
-    for name, write in _BESIDE.items():
-        if (base / name).is_file():
-            fs.write_text(directory / name, write(base / name, new["model"], ids))
-    return [name for name in gone if name != "tokenizer.json"]
+    for name, text in texts.items():
+        fs.write_text(directory / name, text)
+    return gone
 
 
 def _vocab_txt(_file: Path, model: Mapping[str, Any], _ids: Mapping[int, int]) -> str:

@@ -23,8 +23,9 @@ from equipoise.compress.transformer.tokenizer_files import (
     new_ids,
     new_tokenizer,
     read_json,
+    replace_tokenizer,
+    tokenizer_texts,
     with_new_ids,
-    write_tokenizer,
 )
 from equipoise.compress.transformer.tokens import read_vocabulary, tokens_to_keep
 from equipoise.data.store import Rows
@@ -95,14 +96,11 @@ def trim_vocabulary(config: TrimConfig, *, output: Path) -> TrimRecord:
     _require_settings(config)
     trim = _Trim(config)
     smaller = trim.smaller_module()
-    save_source(smaller, base=config.source, directory=output / MODEL)
-    gone = write_tokenizer(
-        output / MODEL,
-        base=path_of(config.source),
-        tokenizer=trim.tokenizer,
-        vocabulary=trim.vocabulary,
-        kept=trim.kept,
+    texts = tokenizer_texts(
+        path_of(config.source), tokenizer=trim.tokenizer, vocabulary=trim.vocabulary, kept=trim.kept
     )
+    save_source(smaller, base=config.source, directory=output / MODEL)
+    gone = replace_tokenizer(output / MODEL, texts)
     _require_same(trim, output / MODEL)
     return trim.record(smaller, gone)
 
@@ -171,7 +169,8 @@ class _Trim:
     def texts(self) -> list[str]:
         """Texts to judge by: lines of a file, or validation rows put together again."""
         if self.config.texts is not None:
-            return fs.read_text(self.config.texts, error=DataError).splitlines()
+            lines = fs.read_text(self.config.texts, error=DataError).splitlines()
+            return [line for line in lines if line.strip()]
         directory = self.config.data / "validation"
         if not directory.is_dir():
             return []
