@@ -105,8 +105,13 @@ def make_pipeline(config: JobConfig, *, observer: Observer | None = None) -> Pip
     return Pipeline(_job(config, source=source, machine=machine), runner=runner)
 
 
-def metric_of(source: Source) -> str:
-    """The metric of what ``source`` is for. One output of a classifier is a regression."""
+def metric_of(source: Source, *, labelled: bool = True) -> str:
+    """The metric of what ``source`` is for. One output of a classifier is a regression.
+
+    Without labels, the cosine between its outputs and those of a reference.
+    """
+    if not labelled:
+        return "cosine"
     if source.task == "sequence-classification" and len(source.labels) == 1:
         return "pearson"
     return _METRICS.get(source.task, "accuracy")
@@ -118,7 +123,7 @@ def _job(config: JobConfig, *, source: Source, machine: Machine) -> Job:
         data=_data(config, source=source),
         target=get_target(config.target, machine=machine),
         machine=machine,
-        metric=config.metric or metric_of(source),
+        metric=config.metric or metric_of(source, labelled=config.labelled),
         threads=config.threads or machine.cores,
         rounds=config.rounds,
     )
