@@ -352,6 +352,22 @@ def test_refitting_needs_no_more_memory_at_once_than_allowed(tmp_path, monkeypat
     )
 
 
+def test_a_refit_that_raises_the_loss_is_not_kept(tmp_path, monkeypatch):
+    """And that is told; here one that spoils every weight."""
+    shape = dataclasses.replace(read_shape(tiny("gpt2").config), intermediate=64)
+    config = config_for("gpt2", tmp_path, shape=shape)
+    plain = reduce_transformer(dataclasses.replace(config, refit=False), output=tmp_path / "a")
+
+    def spoiled(module, _axes, *, kept, run):  # noqa: ARG001
+        return {name: 9 * tensor for name, tensor in module.state_dict().items()}
+
+    monkeypatch.setattr("equipoise.compress.transformer.reduce.refitted", spoiled)
+    made = reduce_transformer(config, output=tmp_path / "b")
+    assert made.loss_after == plain.loss_after
+    assert "tried and not kept" in made.notes[0]
+    assert plain.notes == ()
+
+
 # Bad input
 
 

@@ -12,13 +12,14 @@ from typing import Any, Final
 
 from equipoise import extras
 from equipoise.compress.importance import FROM_SAMPLES, Importance
+from equipoise.compress.transformer.attention import sample_inputs
 from equipoise.compress.transformer.axes import AxisMap, require_cuttable
-from equipoise.compress.transformer.cut import Kept, cut_tensors
+from equipoise.compress.transformer.cut import cut_tensors, reduce_module
 from equipoise.compress.transformer.proof import proven_axes
 from equipoise.compress.transformer.refit import refitted
 from equipoise.compress.transformer.samples import Samples, read_samples
 from equipoise.compress.transformer.scores import choose_channels, unit_scores
-from equipoise.compress.transformer.shapes import TransformerShape, require_fits
+from equipoise.compress.transformer.shapes import TransformerShape, read_shape, require_fits
 from equipoise.errors import BackendError, DataError, SourceError
 from equipoise.sources.saving import save_source
 from equipoise.sources.source import Source, parse_source
@@ -94,11 +95,11 @@ def reduce_transformer(config: ReduceConfig, *, output: Path) -> ReduceRecord:
     samples = _samples(config)
     axes = proven_axes(module, inputs=samples.first() if samples else None)
     require_cuttable(axes, config.shape)
-    smaller = _reduced(module, axes, config=config, samples=samples)
+    smaller, notes = _reduced(module, axes, config=config, samples=samples)
     save_source(smaller, base=config.source, directory=output / MODEL)
     feeds = _feeds(module, samples)
     require_same_when_loaded(smaller, output / MODEL, task=config.source.task, feeds=feeds)
-    return _record(config, module=module, smaller=smaller)
+    return _record(config, module=module, smaller=smaller, notes=notes)
 
 
 def open_transformer(source: Source) -> Any:
@@ -139,26 +140,48 @@ def _part(config: ReduceConfig, data: Path, *, part: str) -> Samples:
     )
 
 
-def _reduced(module: Any, axes: AxisMap, *, config: ReduceConfig, samples: Samples | None) -> Any:
-    kept = _kept(module, axes, config=config, samples=samples)
-    tensors = module.state_dict()
-    if config.refit and samples is not None and kept:
-        run = samples.run(module, name=config.source.name)
-        tensors = refitted(module, axes, kept=kept, run=run)
-    return cut_tensors(module, axes, tensors=tensors, shape=config.shape, kept=kept)
-
-
-def _kept(module: Any, axes: AxisMap, *, config: ReduceConfig, samples: Samples | None) -> Kept:
-    if dataclasses.replace(config.shape, layers=axes.shape.layers) == axes.shape:
-        return {}
-    losses = samples.losses(module, name=config.source.name) if samples else ()
+def _reduced(
+    module: Any, axes: AxisMap, *, config: ReduceConfig, samples: Samples | None
+) -> tuple[Any, list[str]]:
+    """The smaller model, and what is to be said about it."""
+    shape = config.shape
+    if shape.layers != axes.shape.layers:
+        module = _with_layers(module, axes, shape.layers)
+        axes = proven_axes(module, inputs=samples.first() if samples else None)
+        shape = dataclasses.replace(shape, layers=axes.shape.layers)
+    if shape == axes.shape:
+        return module, []
+    name = config.source.name
+    losses = samples.losses(module, name=name) if samples else ()
     scores = unit_scores(module, config.importance, axes=axes, losses=losses)
-    return choose_channels(scores, axes, shape=config.shape)
+    kept = choose_channels(scores, axes, shape=shape)
+    plain = reduce_module(module, axes, shape=shape, kept=kept)
+    if not config.refit or samples is None:
+        return plain, ["nothing was refitted: that needs data"] if config.refit else []
+    tensors = refitted(module, axes, kept=kept, run=samples.run(module, name=name))
+    better = cut_tensors(module, axes, tensors=tensors, shape=shape, kept=kept)
+    return _better(plain, better, samples=samples, name=name)
+
+
+def _with_layers(module: Any, axes: AxisMap, layers: tuple[int, ...]) -> Any:
+    """Layers go first: what is left is scored and refitted as it will be."""
+    shape = dataclasses.replace(axes.shape, layers=layers)
+    return reduce_module(module, axes, shape=shape, kept={})
+
+
+def _better(plain: Any, refit: Any, *, samples: Samples, name: str) -> tuple[Any, list[str]]:
+    """The refitted model, unless the loss of the samples says otherwise."""
+    before, after = (samples.mean_loss(model, name=name) for model in (plain, refit))
+    if before is None or after is None or after <= before:
+        return refit, []
+    note = (
+        f"refitting was tried and not kept: the loss of the training samples is {before:.4g}"
+        f" without it and {after:.4g} with it"
+    )
+    return plain, [note]
 
 
 def _feeds(module: Any, samples: Samples | None) -> dict[str, Any]:
-    from equipoise.compress.transformer.attention import sample_inputs
-
     return samples.first() if samples else sample_inputs(module)
 
 
@@ -185,9 +208,7 @@ def require_same_when_loaded(
             )
 
 
-def _record(config: ReduceConfig, *, module: Any, smaller: Any) -> ReduceRecord:
-    from equipoise.compress.transformer.shapes import read_shape
-
+def _record(config: ReduceConfig, *, module: Any, smaller: Any, notes: list[str]) -> ReduceRecord:
     before, after = read_shape(module.config), read_shape(smaller.config)
     part, samples = _judging(config)
     name = config.source.name
@@ -199,7 +220,7 @@ def _record(config: ReduceConfig, *, module: Any, smaller: Any) -> ReduceRecord:
         loss_before=samples.mean_loss(module, name=name) if samples else None,
         loss_after=samples.mean_loss(smaller, name=name) if samples else None,
         loss_samples=part if samples and samples.labels is not None else "",
-        notes=_notes(config, before),
+        notes=(*notes, *_notes(config, before)),
     )
 
 
@@ -216,10 +237,7 @@ def _judging(config: ReduceConfig) -> tuple[str, Samples | None]:
     return part, _part(config, config.data, part=part)
 
 
-def _notes(config: ReduceConfig, before: TransformerShape) -> tuple[str, ...]:
-    notes = []
-    if config.refit and config.data is None:
-        notes.append("nothing was refitted: that needs data")
+def _notes(config: ReduceConfig, before: TransformerShape) -> list[str]:
     if config.shape.hidden != before.hidden and "embedding" in config.source.task:
-        notes.append(f"embeddings are {config.shape.hidden} wide, before {before.hidden}")
-    return tuple(notes)
+        return [f"embeddings are {config.shape.hidden} wide, before {before.hidden}"]
+    return []
