@@ -199,13 +199,13 @@ def assemble(
     several = accelerator.num_processes > 1
     if several and accelerator.device.type == "cuda":
         root = torch.nn.SyncBatchNorm.convert_sync_batchnorm(root)
-    if several and settings.shard:
+    sharded = several and settings.shard
+    if sharded:
         _shard_(root, accelerator=accelerator)
-        optimizer = build_optimizer(root, settings=settings, fused=False)
-        optimizer, model = accelerator.prepare(optimizer), root
-    else:
-        optimizer = build_optimizer(root, settings=settings, fused=True)
-        model, optimizer = accelerator.prepare(root, optimizer)
+    optimizer = build_optimizer(root, settings=settings, fused=not sharded)
+    model = root if sharded else accelerator.prepare(root)
+    if accelerator.scaler is not None:  # else Accelerate's wrapper does nothing, and takes time
+        optimizer = accelerator.prepare(optimizer)
     return Assembled(accelerator=accelerator, root=root, model=model, optimizer=optimizer)
 
 

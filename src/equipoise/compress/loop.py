@@ -114,7 +114,9 @@ class Loop:
 
     def _prepared(self, first: int) -> Iterator[list[Part]]:
         """What this process runs in each step from ``first`` on."""
-        return ahead(self._parts, self._batches(first))
+        # Beside a GPU a thread is free; on a CPU it would take the time from the step.
+        gpu = self._assembled.accelerator.device.type == "cuda"
+        return (ahead if gpu else map)(self._parts, self._batches(first))
 
     def _batches(self, first: int) -> Iterator[Array]:
         lengths, order = self._training.lengths, list[Array]()

@@ -95,23 +95,29 @@ class Stepper:
             group["lr"] = rate
         self._seed(number)
         counts = self._counted(parts) if len(parts) > 1 else None
-        sums = []
+        sums = 0.0
         for place, part in enumerate(parts):
             with assembled.held_back(last=place == len(parts) - 1):
                 found = self._forward(part)
-                counts = self._global_counts(found) if counts is None else counts
+                sums = sums + found.sums.detach().double()
+                if counts is None:  # the only part: one exchange tells both
+                    sums, counts = self._exchanged(sums, found.counts)
                 assembled.accelerator.backward(self._loss(found, counts))
-            sums.append(found.sums.detach())
+        if len(parts) > 1:
+            sums = assembled.summed(sums)
         norm = self._clip()
         assembled.optimizer.step()
         assembled.optimizer.zero_grad()
-        total = assembled.summed(sum(sums).double())
-        return Pending(names=found.names, sums=total, counts=counts, norm=norm)
+        return Pending(names=found.names, sums=sums, counts=counts, norm=norm)
 
     def _seed(self, number: int) -> None:
         torch = extras.require("torch")
         entropy = [self._settings.seed, number, self._assembled.rank]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        # torch.manual_seed keeps a stack trace for every device that is not in use yet.
+        torch.default_generator.manual_seed(seed)
+        if self._assembled.accelerator.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _forward(self, part: Part) -> Found:
         """Sums and counts of one part; zeros, with zero gradients, for one that does not count."""
@@ -147,8 +153,10 @@ class Stepper:
         self.begin_training()
         return self._assembled.summed(sum(totals))
 
-    def _global_counts(self, found: Found) -> Any:
-        return self._assembled.summed(found.counts.detach().double())
+    def _exchanged(self, sums: Any, counts: Any) -> Any:
+        """Sums and counts over all processes."""
+        torch = extras.require("torch")
+        return self._assembled.summed(torch.stack([sums, counts.detach().double()]))
 
     def _loss(self, found: Found, counts: Any) -> Any:
         """The share of one part in the loss; gradients are averaged over processes, so times them.

@@ -224,7 +224,7 @@ def test_under_a_launcher_each_process_takes_its_part(bench: Any, launcher: str)
     options = {
         "torch.distributed.run": ["--standalone", "--nproc-per-node=2"],
         "accelerate.commands.launch": [
-            "--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
+            "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
             "--dynamo_backend=no", "--main_process_port=0",
         ],
     }[launcher]  # fmt: skip
