@@ -154,7 +154,6 @@ class _Request:
         return Workplace(
             checkpoints=request.checkpoints or request.output / "checkpoints",
             processes=request.processes,
-            threads=request.threads,
         )
 
     def _named(self, name: str, weights: Path | None) -> Source | None:

@@ -146,9 +146,7 @@ class _Trials:
     def __init__(self, pipeline: Pipeline, config: TuneConfig) -> None:
         self.pipeline = pipeline
         self._max_drop = config.max_drop
-        self._workplace = Workplace(
-            checkpoints=config.output / "checkpoints", threads=config.threads
-        )
+        self._workplace = Workplace(checkpoints=config.output / "checkpoints")
         self._pipelines: dict[Pruning | None, Pipeline] = {None: pipeline}
         self.metric: Metric = get_metric(pipeline.job.metric, labels=pipeline.data.record.labels)
         self._baseline = self._engine(pipeline.float_model, label=BASELINE)
