@@ -395,7 +395,7 @@ def synthetic(shapes: tuple[LayerShape, ...], cost: object, **settings: object) 
     call = Interval(value=0.01, low=0.01, high=0.01)
     table = LayerTable(
         working_sets=(0,),
-        layers=tuple(layers), call_ms=call, whole_ms=None, runtime="synthetic",
+        layers=tuple(layers), call_ms=call, node_ms=0.0, whole_ms=None, whole_nodes=0, runtime="synthetic",
         precision="float32", threads=1, machine="synthetic", rounds=1, took_s=0.0,
     )  # fmt: skip
     return dataclasses.replace(table, **settings)  # type: ignore[arg-type]

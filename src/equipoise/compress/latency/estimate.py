@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.compress.latency.operators import nodes_of
 from equipoise.compress.latency.shapes import (
     WEIGHT_BYTES,
     channels_of,
@@ -21,14 +22,18 @@ from equipoise.compress.latency.table import LayerTable
 from equipoise.compress.structure import Layer, LayerShape, Structure
 from equipoise.errors import InputError, UsageError
 
-Rest = Literal["none", "outputs", "scaled"]
+Rest = Literal["none", "outputs", "warmer", "scaled"]
 """What is done with the difference between a whole model and its layers.
 
 ``none``: no whole model was measured. ``outputs``: it is shared among the layers by how much they
 give out, and follows that, for what is left is work on single values: normalisations, activation
-functions, sums. ``scaled``: the layers took longer alone than together, and all are scaled down.
+functions, sums. ``warmer``: the layers took longer alone, as though less of them had been in the
+caches, so that every model counts as one that reads less. ``scaled``: even then they took longer,
+and all are scaled down.
 """
 
+
+_EXACT: Final = 1.001
 
 Cost = NDArray[np.float64]
 """[..., working sets + 1]: milliseconds for each working set, and bytes of weights."""
@@ -51,6 +56,7 @@ class Estimator:
         rest: What is done with the difference between the whole and its layers.
         rest_ms: That difference, negative where the layers took longer alone.
         call_ms: What a call takes by itself, at any width.
+        start_ms: What the nodes outside of the layers take before they begin, at any width.
         full_ms: Estimate at full width; ``whole_ms`` where there is one.
 
     Raises:
@@ -66,6 +72,7 @@ class Estimator:
         self._surfaces = _surfaces(table, structure.layers)
         self._sets = np.log2(np.maximum(table.working_sets, 1))
         self._steps = np.arange(len(self._sets), dtype=np.float64)
+        self._shift = 0.0
         self._bytes = WEIGHT_BYTES[table.precision]
         self._blocks = len({layer.block for layer in structure.layers if layer.block >= 0})
         self._scale, self._rest_per_value = 1.0, 0.0
@@ -73,25 +80,38 @@ class Estimator:
         self.rest: Rest = "none"
         self.rest_ms = 0.0
         measured = table.whole_ms.value if whole_ms is None and table.whole_ms else whole_ms
+        self.start_ms = 0.0
         if measured is not None:
-            self._fit(measured)
+            self._fit(measured, start_ms=_start_ms(table, structure))
         self.full_ms = self.latency_ms({})
 
-    def _fit(self, whole_ms: float) -> None:
+    def _fit(self, whole_ms: float, *, start_ms: float) -> None:
         """Let the estimate at full width be what was measured."""
         left = whole_ms - self.call_ms
         if left <= 0:
             raise InputError(
                 f"the whole model takes {whole_ms:.4f} ms, and a call of nothing {self.call_ms:.4f}"
             )
-        layers = self.latency_ms({}) - self.call_ms
-        self.rest_ms = left - layers
+        self.start_ms = start_ms if start_ms < left else 0.0
+        left -= self.start_ms
+        costs = self._sum({}, None)
+        self.rest_ms = left - float(self.total_ms(costs) - self.call_ms - self.start_ms)
         if self.rest_ms >= 0:
             values = sum(output_values(layer.shape) for layer in self.structure.layers)
             self.rest, self._rest_per_value = "outputs", self.rest_ms / values
         else:
-            self.rest, self._scale = "scaled", left / layers
+            self._take_off(costs, left)
         self._known.clear()
+
+    def _take_off(self, costs: Cost, left: float) -> None:
+        """Count every model as one that reads less; what that does not explain is scaled."""
+        times = np.maximum.accumulate(costs[:-1])
+        place = np.log2(max(costs[-1], 1.0))
+        self._shift = float(min(0.0, np.interp(left, times, self._sets) - place))
+        layers = float(self.total_ms(costs)) - self.call_ms - self.start_ms
+        self.rest = "warmer"
+        if layers > left * _EXACT:
+            self.rest, self._scale = "scaled", left / layers
 
     def layer(self, index: int, widths: Mapping[str, int]) -> Cost:
         """Milliseconds of one layer with its part of the rest, and the bytes of its weights.
@@ -124,13 +144,14 @@ class Estimator:
         Returns:
             float64 [...].
         """
-        places = np.interp(np.log2(np.maximum(costs[..., -1:], 1)), self._sets, self._steps)
+        read = np.log2(np.maximum(costs[..., -1:], 1)) + self._shift
+        places = np.interp(read, self._sets, self._steps)
         below = np.minimum(places.astype(np.int64), max(len(self._sets) - 2, 0))
         above = np.minimum(below + 1, len(self._sets) - 1)
         share = places - below
         times = np.take_along_axis(costs, below, -1) * (1 - share)
         times += np.take_along_axis(costs, above, -1) * share
-        found: Cost = self.call_ms + times[..., 0]
+        found: Cost = self.call_ms + self.start_ms + times[..., 0]
         return found
 
     def latency_ms(self, widths: Mapping[str, int], *, blocks: int | None = None) -> float:
@@ -146,18 +167,28 @@ class Estimator:
                 ``blocks`` is not between 0 and what the model has.
         """
         self._check(widths, blocks)
-        return float(self.total_ms(self._sum(widths, blocks)))
+        gone = self._start_in_blocks * (1 - self._share(blocks))
+        return float(self.total_ms(self._sum(widths, blocks))) - gone
 
     def layers_ms(self, widths: Mapping[str, int]) -> dict[str, float]:
         """Name of each layer -> its milliseconds with its part of the rest, in that model."""
-        whole = self._sum(widths, None)
+        whole, fixed = self._sum(widths, None), self.call_ms + self.start_ms
         layers = enumerate(self.structure.layers)
         costs = {layer.name: self.layer(index, widths) for index, layer in layers}
         alike = {name: np.append(cost[:-1], whole[-1]) for name, cost in costs.items()}
-        return {name: float(self.total_ms(cost)) - self.call_ms for name, cost in alike.items()}
+        return {name: float(self.total_ms(cost)) - fixed for name, cost in alike.items()}
+
+    @property
+    def _start_in_blocks(self) -> float:
+        """Of the nodes outside of the layers, as many are in the blocks as of the layers."""
+        layers = self.structure.layers
+        return self.start_ms * sum(layer.block >= 0 for layer in layers) / len(layers)
+
+    def _share(self, blocks: int | None) -> float:
+        return 1.0 if blocks is None or not self._blocks else blocks / self._blocks
 
     def _sum(self, widths: Mapping[str, int], blocks: int | None) -> Cost:
-        share = 1.0 if blocks is None or not self._blocks else blocks / self._blocks
+        share = self._share(blocks)
         total = np.zeros(len(self._sets) + 1)
         for index, layer in enumerate(self.structure.layers):
             total += self.layer(index, widths) * (share if layer.block >= 0 else 1.0)
@@ -174,6 +205,13 @@ class Estimator:
                 )
         if blocks is not None and not 0 <= blocks <= self._blocks:
             raise UsageError(f"{blocks} blocks cannot be kept; the model has {self._blocks}")
+
+
+def _start_ms(table: LayerTable, structure: Structure) -> float:
+    """What the nodes of a whole model that are not in its layers take before they begin."""
+    shapes = (layer.shape for layer in structure.layers)
+    inside = sum(nodes_of(shape, precision=table.precision) for shape in shapes)
+    return max(0, table.whole_nodes - inside) * table.node_ms
 
 
 def _surfaces(table: LayerTable, layers: Sequence[Layer]) -> list[Surface]:

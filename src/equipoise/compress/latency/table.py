@@ -25,6 +25,7 @@ from equipoise.compress.structure import LayerShape
 from equipoise.data.store import Rows
 from equipoise.errors import InputError, UsageError
 from equipoise.measure.interval import Interval
+from equipoise.measure.kernels import kernels_of
 from equipoise.runtimes.engine import EngineFile
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import builder
@@ -38,6 +39,9 @@ _SESSION_BYTES: Final = 4 << 20
 _SHARE_OF_MEMORY: Final = 0.25
 _MOST_SESSIONS: Final = 600
 _MOST_SAMPLES: Final = 16
+_CHAIN: Final = 33
+_EMPTY: Final = 2
+"""Models that do nothing: one of one node, and one of many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +86,8 @@ class LayerLatency:
 
     Attributes:
         shape: What was measured.
-        latency_ms: Milliseconds of a call less those of a call that does nothing, for each working
-            set of the table.
+        latency_ms: Milliseconds of a call less what it costs by itself, for each working set of the
+            table.
     """
 
     shape: LayerShape
@@ -98,7 +102,9 @@ class LayerTable:
         working_sets: Bytes that others read between two calls, rising.
         layers: The layers.
         call_ms: A call that does nothing, at the largest working set.
+        node_ms: What every node takes before it begins; the layers have it in them.
         whole_ms: The whole model, the call with it; None where none was given.
+        whole_nodes: Nodes that the runtime runs of it; 0 where it does not say.
         runtime: Runtime that ran them.
         precision: Of the layers.
         threads: Threads per operator.
@@ -110,7 +116,9 @@ class LayerTable:
     working_sets: tuple[int, ...]
     layers: tuple[LayerLatency, ...]
     call_ms: Interval
+    node_ms: float
     whole_ms: Interval | None
+    whole_nodes: int
     runtime: str
     precision: Precision
     threads: int
@@ -125,6 +133,7 @@ class _Part:
 
     layers: tuple[LayerLatency, ...]
     call_ms: Interval
+    node_ms: float
     whole_ms: Interval | None
     rounds: int
 
@@ -144,7 +153,9 @@ def measure_layers(config: TableConfig, *, output: Path) -> LayerTable:  # noqa:
         working_sets=config.working_sets,
         layers=tuple(layer for part in parts for layer in part.layers),
         call_ms=parts[0].call_ms,
+        node_ms=parts[0].node_ms,
         whole_ms=parts[0].whole_ms,
+        whole_nodes=_whole_nodes(config),
         runtime=config.runtime,
         precision=config.precision,
         threads=config.threads,
@@ -185,7 +196,7 @@ def _parts(config: TableConfig) -> Iterator[tuple[LayerShape, ...]]:
 def _measure(config: TableConfig, shapes: Sequence[LayerShape]) -> _Part:
     """Open an engine for each of ``shapes``, and time them in turns with a call of nothing."""
     with ExitStack() as stack:
-        timed = [_opened(nothing(), config, stack)]
+        timed = [_opened(nothing(nodes=count), config, stack) for count in (1, _CHAIN)]
         timed += [_opened(_layer(shape, config), config, stack) for shape in shapes]
         timed += _whole(config, stack)
         turns = Turns(
@@ -194,10 +205,12 @@ def _measure(config: TableConfig, shapes: Sequence[LayerShape]) -> _Part:
             working_sets=config.working_sets,
         )
         rows = time_in_turns(timed, turns=turns)
-    calls = [median_of(each[:, :1])[0] for each in rows]
-    last = 1 + len(shapes)
+    calls, chains = ([median_of(each[:, [i]])[0] for each in rows] for i in range(_EMPTY))
+    node_ms = max(0.0, (chains[-1].value - calls[-1].value) / (_CHAIN - 1))
+    last = _EMPTY + len(shapes)
     layers = [
-        median_of(each[:, 1:last], less=call.value) for each, call in zip(rows, calls, strict=True)
+        median_of(each[:, _EMPTY:last], less=max(0.0, call.value - node_ms))
+        for each, call in zip(rows, calls, strict=True)
     ]
     whole = median_of(np.concatenate(rows[:, :, last:]))
     return _Part(
@@ -206,6 +219,7 @@ def _measure(config: TableConfig, shapes: Sequence[LayerShape]) -> _Part:
             for shape, *intervals in zip(shapes, *layers, strict=True)
         ),
         call_ms=calls[-1],
+        node_ms=node_ms,
         whole_ms=whole[0] if whole else None,
         rounds=rows.shape[1],
     )
@@ -249,6 +263,13 @@ def _whole(config: TableConfig, stack: ExitStack) -> list[Timed]:
     rows = Rows(config.samples)
     feeds = tuple(_copied(rows[index]) for index in range(min(len(rows), _MOST_SAMPLES)))
     return [Timed(session=session, feeds=feeds, read_bytes=config.working_sets[-1])]
+
+
+def _whole_nodes(config: TableConfig) -> int:
+    if config.whole is None:
+        return 0
+    engine = EngineFile(file=config.whole, runtime=config.runtime, providers=config.providers)
+    return sum(kernels_of(engine, threads=config.threads).values())
 
 
 def _copied(row: dict[str, Array]) -> dict[str, Array]:

@@ -25,7 +25,10 @@ from equipoise.runtimes.protocol import Session
 from equipoise.spec import Array
 
 _CYCLES: Final = 3
-"""Rounds on one order of engines; one more comes before them, which fills the caches."""
+"""Rounds on one order of engines."""
+
+_FILLING: Final = 1
+"""Cycles before them that are not kept: they fill the caches."""
 
 _WARM_UP: Final = 3
 _MOST_REPEATS: Final = 100
@@ -97,9 +100,7 @@ def time_in_turns(timed: Sequence[Timed], *, turns: Turns, clock: Clock | None =
     return rows
 
 
-def _chunks(
-    timed: Sequence[Timed], order: NDArray[np.int64], working_set: int
-) -> list[list[int]]:
+def _chunks(timed: Sequence[Timed], order: NDArray[np.int64], working_set: int) -> list[list[int]]:
     """``order`` in pieces that read ``working_set`` bytes each, as nearly as they can."""
     chunks: list[list[int]] = [[]]
     read = 0.0
@@ -130,8 +131,8 @@ class _Stopwatch:
         return max(1, round(_BLOCK_MS / max(usual, _BLOCK_MS / _MOST_REPEATS)))
 
     def fill(self, rows: Times, chunk: list[int], *, first: int) -> None:
-        """Fill the columns ``chunk`` of ``rows``, after a cycle that is not kept."""
-        for cycle in range(-1, len(rows)):
+        """Fill the columns ``chunk`` of ``rows``, after cycles that are not kept."""
+        for cycle in range(-_FILLING, len(rows)):
             for index in chunk:
                 timed = self._timed[index]
                 feeds = timed.feeds[(first + cycle) % len(timed.feeds)]

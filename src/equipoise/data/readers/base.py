@@ -21,7 +21,8 @@ class Sample:
 
     Attributes:
         feeds: Arrays by input name, batch dimension 1.
-        label: int64: a scalar class, or one class per token with -100 where none counts.
+        label: int64, a scalar class or one class per token with -100 where none counts; or float32
+            values, for a regression.
     """
 
     feeds: Mapping[str, Array]
