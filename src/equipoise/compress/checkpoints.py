@@ -52,7 +52,7 @@ class Checkpoints:
         for path in self.directory.glob(_LEFT_BY_A_KILL):
             fs.remove(path)
 
-    def save(self, standing: Standing, assembled: Assembled) -> None:
+    def keep(self, standing: Standing, assembled: Assembled) -> None:
         """Write where training stands, then remove what it supersedes.
 
         Every process calls it, and the first writes.
@@ -75,7 +75,7 @@ class Checkpoints:
             if old != self.best_file(standing):
                 fs.remove(old)
 
-    def save_best(self, standing: Standing, assembled: Assembled) -> None:
+    def keep_best(self, standing: Standing, assembled: Assembled) -> None:
         """Write the student as the best so far. Every process calls it, and the first writes."""
         tensors = {name: whole(value) for name, value in assembled.student.state_dict().items()}
         if not assembled.rank:

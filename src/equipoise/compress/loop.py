@@ -159,7 +159,7 @@ class Loop:
         else:
             self._require_finite(step)
             self._assembled.average_statistics_()
-            self._checkpoints.save(self._standing(), self._assembled)
+            self._checkpoints.keep(self._standing(), self._assembled)
         self._stepper.begin_training()
 
     def _evaluate(self, step: int) -> None:
@@ -173,8 +173,8 @@ class Loop:
         self._history.evaluations.append(Evaluation(step=step, metric=value))
         standing = self._standing()
         if standing.best.step == step:
-            self._checkpoints.save_best(standing, self._assembled)
-        self._checkpoints.save(standing, self._assembled)
+            self._checkpoints.keep_best(standing, self._assembled)
+        self._checkpoints.keep(standing, self._assembled)
         if self._on_evaluation is not None:
             self._on_evaluation(step, value)
 

@@ -28,7 +28,7 @@ from equipoise.compress.launch import launch, threads_each
 from equipoise.compress.loop import Loop
 from equipoise.compress.optimization import check_settings
 from equipoise.compress.train_config import TrainConfig, TrainRecord
-from equipoise.compress.trainee import Trainee, reference_of, samples_of, trainee_of
+from equipoise.compress.trainee import Trainee, check_sources, reference_of, samples_of, trainee_of
 from equipoise.data.metrics import get_metric
 from equipoise.errors import BackendError, UsageError
 from equipoise.sources.saving import save_source
@@ -117,6 +117,7 @@ def train_rank(config: RankConfig, *, output: Path) -> TrainRecord:
 def _check(config: TrainConfig, *, world: int) -> None:
     settings = config.settings
     check_settings(settings)
+    check_sources(config)
     if config.processes < 1:
         raise UsageError(f"processes is {config.processes}; it has to be 1 or more")
     if config.processes not in {1, world}:

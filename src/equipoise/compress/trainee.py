@@ -16,10 +16,11 @@ from equipoise.compress.evaluation import Run
 from equipoise.compress.objective.objectives import build_objectives
 from equipoise.compress.objective.task_losses import Kind, task_kind
 from equipoise.compress.train_config import TrainConfig
-from equipoise.errors import DataError, UsageError
+from equipoise.errors import DataError, SourceError, UsageError
 from equipoise.sources.torch_model import NamedModule, load_module
 from equipoise.spec import Array
 
+_TRAINABLE: Final = ("transformers", "factory", "timm", "derived")
 COMPARING: Final = "cosine"
 """The metric that compares with a teacher."""
 
@@ -31,6 +32,27 @@ class Trainee:
     objectives: Any
     teacher: Any
     samples: Samples
+
+
+def check_sources(config: TrainConfig) -> None:
+    """Before anything is opened.
+
+    Raises:
+        SourceError: A student that could not be written again, or a teacher without PyTorch.
+    """
+    student, teacher = config.student, config.teacher
+    if student.kind not in _TRAINABLE:
+        raise SourceError(
+            f"{student.name}: a source of kind {student.kind!r} cannot be trained: its computation"
+            " is fixed",
+            hint="Give the model as module:package.mod:factory with --weights, as a transformers"
+            " directory, or as timm:NAME.",
+        )
+    if teacher is not None and teacher.kind == "onnx":
+        raise SourceError(
+            f"{teacher.name}: an ONNX file cannot teach here, because PyTorch does not run it",
+            hint="Give the model that it was exported from.",
+        )
 
 
 @contextmanager

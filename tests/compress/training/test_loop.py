@@ -27,9 +27,10 @@ from equipoise.errors import (
     NonFiniteError,
     RecipeError,
     ResourceError,
+    SourceError,
     UsageError,
 )
-from equipoise.sources.source import parse_source
+from equipoise.sources.source import Source, parse_source
 from equipoise.sources.torch_model import load_module
 
 TOLERANCE = 1e-4
@@ -317,6 +318,11 @@ def test_what_cannot_be_trained_is_refused(bench: Any) -> None:
         UsageError, match="batch of 16 samples cannot be taken by 1 processes in 17"
     ):
         bench.train(bench.config(settings={"accumulate": 17}))
+    fixed = Source(kind="onnx", name="model.onnx", path=bench.folder / "model.onnx")
+    with pytest.raises(SourceError, match=r"model.onnx: .* cannot be trained"):
+        bench.train(bench.config(student=fixed))
+    with pytest.raises(SourceError, match=r"model.onnx: an ONNX file cannot teach here"):
+        bench.train(bench.config(teacher=fixed))
     with pytest.raises(UsageError, match="processes is 0"):
         bench.train(bench.config(processes=0))
     with pytest.raises(DataError, match="no such file"):
@@ -338,6 +344,38 @@ def test_bfloat16_learns_too_and_weights_stay_in_float32(bench: Any) -> None:
     found = bench.train(bench.config(settings={"precision": "bfloat16"}), place="half")
     assert 1e-6 < difference(exact, found) < 0.1
     assert {t.dtype for t in bench.weights("half").values()} == {np.dtype(np.float32)}
+
+
+def test_quantisation_is_simulated_in_training_and_evaluation(bench: Any) -> None:
+    """With two-bit weights the losses differ; what is written is the float model all the same."""
+    from equipoise.sources.module_grids import (
+        ActivationGrid,
+        ModuleGrid,
+        ModuleRanges,
+        WeightForm,
+        write_module_ranges,
+    )
+
+    weight = load_module(bench.source()).head.weight.detach()
+    grid = ModuleGrid(
+        node="head",
+        module="head",
+        input=ActivationGrid(
+            activation="states", scale=0.1, zero_point=128, low=0, high=255, dtype="uint8"
+        ),
+        weight=WeightForm(bits=2),
+        largest=tuple(weight.abs().amax(1).tolist()),
+    )
+    ranges = ModuleRanges(modules=(grid,), activations={}, skipped=(), model_sha256="")
+    write_module_ranges(bench.folder / "ranges.json", ranges)
+    plain = bench.train(bench.config())
+    found = bench.train(bench.config(ranges=bench.folder / "ranges.json"), place="rounded")
+    assert found.simulated
+    assert not plain.simulated
+    assert difference(plain, found) > 1e-3
+    head = bench.weights("rounded")["head.weight"]
+    assert head.dtype == np.float32
+    assert len(np.unique(head)) > head.size // 2
 
 
 @pytest.mark.parametrize("clip", [1.0, 0.0])
