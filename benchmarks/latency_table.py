@@ -18,6 +18,7 @@ import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,12 @@ from equipoise.compress.structure import Structure
 from equipoise.compress.transformer.proof import proven_axes
 from equipoise.compress.transformer.structure import transformer_structure
 from equipoise.data.store import write_rows
-from equipoise.measure.latency import time_engines
+from equipoise.measure.latency import interleave
 from equipoise.quantize.calibrate import CalibrateConfig, calibrate
 from equipoise.quantize.quantize import QuantizeConfig, quantize
 from equipoise.quantize.schemes import StaticInt8
 from equipoise.runtimes.engine import EngineFile
+from equipoise.runtimes.protocol import SessionSettings
 from equipoise.spec import Array
 from equipoise.stages import default_cache, versions_of
 from equipoise.targets.machine import Machine, detect_machine
@@ -50,6 +52,7 @@ VERSIONS = ("equipoise", "numpy", "onnx", "onnxruntime", "torch", "transformers"
 MULTIPLE = 16
 LEAST_SHARE = 0.25
 CALIBRATION = 4
+BLOCK_S = 0.03
 BERT_SIZES = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
 HEAD_SIZE = 32
 
@@ -275,9 +278,7 @@ def row(case: Case, work: Path, options: argparse.Namespace, precision: Precisio
     files, wanted = files_of(case, work, options, precision)
     say(f"measuring {case.name}, {precision}")
     table = table_of(case, files[0], work, options, precision)
-    engines = [EngineFile(file=file) for file in files]
-    times = time_engines(engines, [case.feeds], threads=options.threads, rounds=options.rounds)
-    ratios = np.median(times / times[:, :1], axis=0)
+    ratios = _ratios(files, case.feeds, options)
     estimator = Estimator(table, case.structure)
     models = _measured(wanted[1:], [estimator.full_ms * ratio for ratio in ratios[1:]])
     return Row(
@@ -291,6 +292,20 @@ def row(case: Case, work: Path, options: argparse.Namespace, precision: Precisio
         validation=validate(estimator, models),
         spread=float(ratios[1:].max() / ratios[1:].min()),
     )
+
+
+def _ratios(files: Sequence[Path], feeds: dict[str, Array], options: argparse.Namespace) -> Array:
+    """Latency of each model over that of the first, each run for a while before the next one.
+
+    A model that runs alone finds in the caches what its last run left there; blocks are so long
+    that what the other models did to them does not count.
+    """
+    settings = SessionSettings(threads=options.threads)
+    with ExitStack() as stack:
+        engines = [EngineFile(file=file) for file in files]
+        sessions = [stack.enter_context(engine.session(settings)) for engine in engines]
+        times = interleave(sessions, [feeds], rounds=options.rounds, block_s=BLOCK_S)
+    return np.asarray(np.median(times / times[:, :1], axis=0))
 
 
 def _measured(
@@ -335,7 +350,7 @@ def main() -> None:
     parser.add_argument("--precisions", default="float32,int8")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--models", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--cases", default="", help="Only networks whose name begins so.")
     options = parser.parse_args()
     chosen = [case for case in cases() if case.name.startswith(options.cases)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from pathlib import Path
 
@@ -119,6 +120,8 @@ def test_a_whole_model_is_timed_with_its_layers(
     )  # fmt: skip
     assert table.whole_ms is not None
     assert table.whole_ms.value > table.call_ms.value
+    assert table.whole_nodes >= 2
+    assert 0 <= table.node_ms < table.call_ms.value
 
 
 def test_a_table_of_hundreds_of_layers_takes_seconds(scheme: Int8Scheme) -> None:
@@ -311,9 +314,10 @@ def test_every_engine_is_timed_with_every_working_set() -> None:
     turns = Turns(rounds=3, working_sets=(10, 60))
     rows = time_in_turns(timed, turns=turns, clock=lambda: wound(timed)[0])
     assert rows.shape == (2, 3, 6)
-    near, far = log[6 * 6 : 6 * 6 + 24], log[6 * 6 + 24 :]
-    assert all(len(set(near[i : i + 4])) == 1 for i in range(0, 24, 4))  # each alone, warm
-    assert all(len(set(far[i : i + 6])) == 6 for i in range(0, 24, 6))  # all in turn
+    calls = log[6 * 6 :]  # after the warm-up
+    near, far = calls[: len(calls) // 2], calls[len(calls) // 2 :]
+    assert sum(a != b for a, b in itertools.pairwise(near)) == 5  # each alone, warm
+    assert all(len(set(far[i : i + 6])) == 6 for i in range(0, len(far), 6))  # all in turn
 
 
 def test_timing_stops_when_every_median_is_certain() -> None:
@@ -553,6 +557,43 @@ def test_working_sets_are_those_of_narrower_models() -> None:
     assert list(sets) == sorted(set(sets))
     assert sets[-1] == structure_bytes(large, precision="float32")
     assert len(sets) == 4
+
+
+def test_layers_slower_alone_count_as_those_of_a_model_that_reads_less() -> None:
+    """With a whole model half way between warm and cold, every width is half an octave warmer."""
+    structure = block()
+    read = structure_bytes(structure, precision="float32")
+    table = synthetic(shapes_of(structure), work)
+    layers = [
+        LayerLatency(shape=x.shape, latency_ms=(x.latency_ms[0], _times(x.latency_ms[0], 2.0)))
+        for x in table.layers
+    ]
+    warm = Estimator(table, structure).full_ms - 0.01
+    table = dataclasses.replace(table, working_sets=(read // 2, read), layers=tuple(layers))
+    estimator = Estimator(table, structure, whole_ms=0.01 + 1.5 * warm)
+    assert estimator.rest == "warmer"
+    assert estimator.full_ms == pytest.approx(0.01 + 1.5 * warm)
+    narrow = {"hidden": 8, "heads": 1, "intermediate": 8}
+    assert estimator.latency_ms(narrow) == pytest.approx(exact(structure, narrow))
+
+
+def test_nodes_outside_of_the_layers_take_their_time_at_any_width() -> None:
+    """Nodes that only begin do not get faster with narrower layers; they go with their blocks."""
+    structure = block(blocks=2)
+    table = synthetic(shapes_of(structure), work, node_ms=0.002)
+    inside = 2 * (4 + 3) + 1
+    table = dataclasses.replace(table, whole_nodes=inside + 22)
+    layers = Estimator(table, structure).full_ms
+    assert layers == pytest.approx(
+        exact(structure, {"hidden": 32, "heads": 4, "intermediate": 128})
+    )
+    estimator = Estimator(table, structure, whole_ms=layers + 0.044)
+    assert estimator.start_ms == pytest.approx(0.044)
+    assert estimator.rest_ms == pytest.approx(0.0, abs=1e-9)
+    narrow = {"hidden": 8, "heads": 1, "intermediate": 8}
+    assert estimator.latency_ms(narrow) == pytest.approx(exact(structure, narrow) + 0.044)
+    gone = estimator.full_ms - estimator.latency_ms({}, blocks=0)
+    assert gone == pytest.approx(layers - 0.01 - work(structure.layers[-1].shape) + 0.044 * 10 / 11)
 
 
 def test_blocks_that_go_take_their_layers_with_them() -> None:

@@ -24,10 +24,10 @@ from equipoise.measure.latency import Clock, Times
 from equipoise.runtimes.protocol import Session
 from equipoise.spec import Array
 
-_CYCLES: Final = 3
+_CYCLES: Final = 4
 """Rounds on one order of engines."""
 
-_FILLING: Final = 1
+_FILLING: Final = 2
 """Cycles before them that are not kept: they fill the caches."""
 
 _WARM_UP: Final = 3
