@@ -45,7 +45,8 @@ def table(shapes: tuple[LayerShape, ...], cost: Cost) -> LayerTable:
     return LayerTable(
         working_sets=(0,),
         layers=tuple(LayerLatency(shape=s, latency_ms=(interval(cost(s)),)) for s in shapes),
-        call_ms=interval(0.01), node_ms=0.0, whole_ms=None, whole_nodes=0, runtime="synthetic", precision="float32",
+        call_ms=interval(0.01), node_ms=0.0, whole_ms=None,
+        whole_nodes=0, runtime="synthetic", precision="float32",
         threads=1, machine="synthetic", rounds=1, took_s=0.0,
     )  # fmt: skip
 

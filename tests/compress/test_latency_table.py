@@ -399,7 +399,8 @@ def synthetic(shapes: tuple[LayerShape, ...], cost: object, **settings: object) 
     call = Interval(value=0.01, low=0.01, high=0.01)
     table = LayerTable(
         working_sets=(0,),
-        layers=tuple(layers), call_ms=call, node_ms=0.0, whole_ms=None, whole_nodes=0, runtime="synthetic",
+        layers=tuple(layers), call_ms=call, node_ms=0.0, whole_ms=None,
+        whole_nodes=0, runtime="synthetic",
         precision="float32", threads=1, machine="synthetic", rounds=1, took_s=0.0,
     )  # fmt: skip
     return dataclasses.replace(table, **settings)  # type: ignore[arg-type]
@@ -582,12 +583,14 @@ def test_nodes_outside_of_the_layers_take_their_time_at_any_width() -> None:
     structure = block(blocks=2)
     table = synthetic(shapes_of(structure), work, node_ms=0.002)
     inside = 2 * (4 + 3) + 1
-    table = dataclasses.replace(table, whole_nodes=inside + 22)
     layers = Estimator(table, structure).full_ms
     assert layers == pytest.approx(
         exact(structure, {"hidden": 32, "heads": 4, "intermediate": 128})
     )
-    estimator = Estimator(table, structure, whole_ms=layers + 0.044)
+    counted = dataclasses.replace(table, whole_nodes=inside + 22)
+    estimator = Estimator(counted, structure, whole_ms=layers + 0.044)
+    named = Estimator(table, structure, whole_ms=layers + 0.044, whole_nodes=inside + 22)
+    assert named.start_ms == estimator.start_ms
     assert estimator.start_ms == pytest.approx(0.044)
     assert estimator.rest_ms == pytest.approx(0.0, abs=1e-9)
     narrow = {"hidden": 8, "heads": 1, "intermediate": 8}

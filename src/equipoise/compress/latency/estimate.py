@@ -50,6 +50,8 @@ class Estimator:
         table: Measured layers, of ``structure`` or of one that it was cut from.
         structure: Groups and layers at full width.
         whole_ms: Measured latency of the whole model at full width; that of the table when None.
+        whole_nodes: Nodes that the runtime runs of it, as the record of its engine counts them;
+            those of the table when None.
 
     Attributes:
         structure: As given.
@@ -64,7 +66,12 @@ class Estimator:
     """
 
     def __init__(
-        self, table: LayerTable, structure: Structure, *, whole_ms: float | None = None
+        self,
+        table: LayerTable,
+        structure: Structure,
+        *,
+        whole_ms: float | None = None,
+        whole_nodes: int | None = None,
     ) -> None:
         self.structure = structure
         self.call_ms = table.call_ms.value
@@ -82,7 +89,8 @@ class Estimator:
         measured = table.whole_ms.value if whole_ms is None and table.whole_ms else whole_ms
         self.start_ms = 0.0
         if measured is not None:
-            self._fit(measured, start_ms=_start_ms(table, structure))
+            nodes = table.whole_nodes if whole_nodes is None else whole_nodes
+            self._fit(measured, start_ms=_start_ms(table, structure, nodes=nodes))
         self.full_ms = self.latency_ms({})
 
     def _fit(self, whole_ms: float, *, start_ms: float) -> None:
@@ -207,11 +215,11 @@ class Estimator:
             raise UsageError(f"{blocks} blocks cannot be kept; the model has {self._blocks}")
 
 
-def _start_ms(table: LayerTable, structure: Structure) -> float:
-    """What the nodes of a whole model that are not in its layers take before they begin."""
+def _start_ms(table: LayerTable, structure: Structure, *, nodes: int) -> float:
+    """What those of ``nodes`` that are not in the layers take before they begin."""
     shapes = (layer.shape for layer in structure.layers)
     inside = sum(nodes_of(shape, precision=table.precision) for shape in shapes)
-    return max(0, table.whole_nodes - inside) * table.node_ms
+    return max(0, nodes - inside) * table.node_ms
 
 
 def _surfaces(table: LayerTable, layers: Sequence[Layer]) -> list[Surface]:
