@@ -12,7 +12,7 @@ from equipoise.compress.channels.narrow import NarrowConfig, NarrowRecord
 from equipoise.compress.channels.structure import ChannelsConfig, ChannelsRecord
 from equipoise.compress.cutting import Cutting, Sparsity
 from equipoise.compress.importance import Importance
-from equipoise.compress.latency.shapes import shapes_of, structure_bytes
+from equipoise.compress.latency.shapes import shapes_of, working_sets_of
 from equipoise.compress.latency.table import LayerTable, TableConfig
 from equipoise.compress.settings import TrainSettings
 from equipoise.compress.sparsity import SparsifyConfig, SparsifyRecord
@@ -173,6 +173,7 @@ class SourceEngine:
         file: The engine.
         model: The ONNX file that it is built from.
         size_bytes: Of the engine.
+        nodes: That the runtime runs.
         parameters: Of the model.
         multiply_accumulates: Of one inference at batch 1 and the default sizes.
     """
@@ -181,6 +182,7 @@ class SourceEngine:
     file: Path
     model: Path
     size_bytes: int
+    nodes: int
     parameters: int
     multiply_accumulates: int
 
@@ -293,14 +295,13 @@ class Compression:
     def table(self, structure: Structure, *, multiple: int) -> LayerTable:
         """Latencies of the layers of ``structure`` on the target, at many widths."""
         job = self.pipeline.job
-        whole = structure_bytes(structure, precision="float32")
         config = TableConfig(
             shapes=shapes_of(structure, multiple=multiple),
             runtime=job.target.runtime,
             machine=record.dumps(job.machine),
             scheme=job.target.int8,
             threads=job.threads,
-            working_sets=tuple(sorted({whole // 4, whole})),
+            working_sets=working_sets_of(structure, precision="float32"),
         )
         return self.pipeline.runner.run(TABLE, config, label="time the layers").record
 
@@ -416,6 +417,7 @@ class Compression:
             file=built.files / built.record.file,
             model=pipeline.float_model,
             size_bytes=built.record.size_bytes,
+            nodes=sum(built.record.kernels.values()),
             parameters=cost.parameters,
             multiply_accumulates=cost.multiply_accumulates,
         )

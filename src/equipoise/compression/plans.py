@@ -14,7 +14,7 @@ from equipoise.compress.latency.plans import Plan, plans
 from equipoise.compress.structure import Structure
 from equipoise.compress.transformer.reading import LayersRecord, TransformerReading
 from equipoise.compress.transformer.shapes import TransformerShape
-from equipoise.compression.compression import Compression, Cut
+from equipoise.compression.compression import Compression, Cut, SourceEngine
 from equipoise.errors import NotMetError
 from equipoise.sources.source import Source
 
@@ -40,11 +40,20 @@ class Planner(ABC):
     Args:
         compression: The stages.
         cutting: What to cut.
-        latency_ms: Of the original's float engine, measured.
+        baseline: The original's float engine.
+        latency_ms: Of that, measured.
     """
 
-    def __init__(self, compression: Compression, cutting: Cutting, *, latency_ms: float) -> None:
-        self._compression, self._cutting, self._latency_ms = compression, cutting, latency_ms
+    def __init__(
+        self,
+        compression: Compression,
+        cutting: Cutting,
+        *,
+        baseline: SourceEngine,
+        latency_ms: float,
+    ) -> None:
+        self._compression, self._cutting = compression, cutting
+        self._baseline, self._latency_ms = baseline, latency_ms
         self._original = compression.pipeline.job.source
 
     def propose(self, source: Source, *, goal: float, measured: float, label: str) -> Proposal:
@@ -78,7 +87,9 @@ class Planner(ABC):
     def _estimator(self) -> Estimator:
         structure = self._structure(self._original, label="look at the model")
         table = self._compression.table(structure, multiple=self._cutting.multiple)
-        return Estimator(table, structure, whole_ms=self._latency_ms)
+        return Estimator(
+            table, structure, whole_ms=self._latency_ms, whole_nodes=self._baseline.nodes
+        )
 
     @abstractmethod
     def _structure(self, source: Source, *, label: str) -> Structure:
@@ -106,11 +117,13 @@ def blocks_of(structure: Structure) -> int | None:
     return len({layer.block for layer in structure.layers if layer.block >= 0}) or None
 
 
-def planner_of(compression: Compression, cutting: Cutting, *, latency_ms: float) -> Planner:
+def planner_of(
+    compression: Compression, cutting: Cutting, *, baseline: SourceEngine, latency_ms: float
+) -> Planner:
     """By config for a transformers directory, by channels for every other module."""
     kinds: dict[str, type[Planner]] = {"transformers": _Transformer}
     kind = kinds.get(compression.pipeline.job.source.kind, _Channels)
-    return kind(compression, cutting, latency_ms=latency_ms)
+    return kind(compression, cutting, baseline=baseline, latency_ms=latency_ms)
 
 
 class _Channels(Planner):

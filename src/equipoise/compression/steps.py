@@ -149,7 +149,12 @@ class _Pruner:
         self._teacher = teacher or self._original
         self._baseline = self._compression.engine(self._original, label="original")
         latency = self._compression.latency(self._baseline, self._baseline)
-        self._planner = planner_of(self._compression, pruning.cutting, latency_ms=latency.engine_ms)
+        self._planner = planner_of(
+            self._compression,
+            pruning.cutting,
+            baseline=self._baseline,
+            latency_ms=latency.engine_ms,
+        )
         self._metric = self._compression.validation_metric(self._original)
         self._steps: list[PruneStep] = []
         self._notes: list[str] = []
