@@ -17,7 +17,7 @@ class DataConfig:
         files: The file or directory inside ``data``, so that its content counts in cache keys.
         calibration: Calibration data in the same words; None sets a part of ``data`` aside.
         calibration_files: The file or directory inside ``calibration``.
-        task: What the model is for, such as ``token-classification`` or ``causal-lm``; may be empty.
+        task: What the model is for, such as ``token-classification``; may be empty.
         tokenizer: ``tokenizer.json`` for text.
         labels: Class names in index order; may be empty.
         samples: Evaluate on the first so many samples only.
