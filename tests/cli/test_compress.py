@@ -150,8 +150,8 @@ def test_a_student_learns_without_labels(place: Place) -> None:
     done = place.run(
         "distill", *place.source("large", option="--teacher-weights"), "module:networks:small",
         "--weights", place.folder / "small.safetensors", "--data", "digits", "--unlabelled",
-        "--task", "image-classification", "--epochs", "8", "--learning-rate", "0.01", "--features-weight", "0.2", "--threads", "1",
-        "-o", place.folder / "distilled", "--json",
+        "--task", "image-classification", "--epochs", "8", "--learning-rate", "0.01",
+        "--features-weight", "0.2", "--threads", "1", "-o", place.folder / "distilled", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

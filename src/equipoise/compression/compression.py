@@ -169,6 +169,7 @@ class SourceEngine:
     """The target's float engine of a source.
 
     Attributes:
+        source: The model.
         label: What it is called.
         file: The engine.
         model: The ONNX file that it is built from.
@@ -178,6 +179,7 @@ class SourceEngine:
         multiply_accumulates: Of one inference at batch 1 and the default sizes.
     """
 
+    source: Source
     label: str
     file: Path
     model: Path
@@ -413,6 +415,7 @@ class Compression:
         built = pipeline.build(pipeline.float_model, label=label)
         cost = analyze(pipeline.float_model)
         return SourceEngine(
+            source=source,
             label=label,
             file=built.files / built.record.file,
             model=pipeline.float_model,
@@ -423,8 +426,12 @@ class Compression:
         )
 
     def latency(self, engine: SourceEngine, baseline: SourceEngine) -> LatencyRecord:
-        """Latency of ``engine`` beside ``baseline``, both built here."""
-        return self.pipeline.latency(engine.file, baseline=baseline.file, label=engine.label)
+        """Latency of ``engine`` beside ``baseline``, both built here.
+
+        Both run the samples of ``engine``: a trimmed vocabulary has fewer tokens than the other.
+        """
+        pipeline = self.beside(engine.source)
+        return pipeline.latency(engine.file, baseline=baseline.file, label=engine.label)
 
     def validation_metric(self, source: Source) -> float:
         """The metric of ``source`` on the validation samples.

@@ -51,7 +51,7 @@ class ReduceConfig:
     importance: Importance = "taylor"
     data: Path | None = None
     names: tuple[str, ...] = ()
-    samples: int = 256
+    samples: int = 128
     refit: bool = True
 
 
