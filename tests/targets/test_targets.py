@@ -232,3 +232,9 @@ def test_what_is_wrong_in_a_target_file_is_named(tmp_path, text, kind, words) ->
     with pytest.raises(kind) as caught:
         get_target(str(path), machine=MACHINE)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "multiple"), [("rtx-ada", 32), ("x86-avx2", 8)])
+def test_channels_that_kernels_take_at_once(name: str, multiple: int) -> None:
+    """What pruned widths are multiples of."""
+    assert get_target(name, machine=detect_machine()).channel_multiple == multiple

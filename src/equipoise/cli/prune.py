@@ -44,7 +44,9 @@ class PruningOptions:
     scope: Annotated[
         str, typer.Option(help="global: layers compete; per-layer: each gives the same share.")
     ] = "global"
-    multiple: Annotated[int, typer.Option(min=1, help="Widths are multiples of it.")] = 8
+    multiple: Annotated[
+        int | None, typer.Option(min=1, help="Widths are multiples of it; the target's by default.")
+    ] = None
     no_depth: Annotated[bool, typer.Option("--no-depth", help="Keep all layers.")] = False
     sparsity: Annotated[
         str,

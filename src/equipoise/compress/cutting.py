@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Literal
 
 from equipoise.compress.importance import Importance
 from equipoise.compress.latency.allocate import Scope
 from equipoise.compress.settings import Objective, TrainSettings
-
-MULTIPLE: Final = 8
-"""Channels of a vector register in float32 on AVX2, of a tile on most others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +17,14 @@ class Cutting:
     Attributes:
         importance: What makes a channel, head or layer important.
         scope: Whether layers compete with each other, or each gives the same share.
-        multiple: Widths are multiples of it.
+        multiple: Widths are multiples of it; what the target likes when None.
         depth: Whether whole layers may go.
         proposals: Ways to cut that are tried by their loss in each step.
     """
 
     importance: Importance = "taylor"
     scope: Scope = "global"
-    multiple: int = MULTIPLE
+    multiple: int | None = None
     depth: bool = True
     proposals: int = 4
 

@@ -268,6 +268,10 @@ class Compression:
         shape = replace(reading.shape, layers=tuple(i for i in layers if i not in gone))
         return self.reduce(source, shape, label=f"keep {count} layers").source
 
+    def multiple_of(self, cutting: Cutting) -> int:
+        """What widths have to be multiples of."""
+        return cutting.multiple or self.pipeline.job.target.channel_multiple
+
     def read_channels(self, source: Source, cutting: Cutting, *, label: str) -> ChannelsRecord:
         """What can be cut of a module, channel by channel."""
         config = ChannelsConfig(
@@ -275,7 +279,7 @@ class Compression:
             data=self.pipeline.data.files,
             names=self.names,
             importance=cutting.importance,
-            multiple=cutting.multiple,
+            multiple=self.multiple_of(cutting),
         )
         return self.pipeline.runner.run(READ_CHANNELS, config, label=label).record
 
@@ -288,7 +292,7 @@ class Compression:
             data=self.pipeline.data.files,
             names=self.names,
             importance=cutting.importance,
-            multiple=cutting.multiple,
+            multiple=self.multiple_of(cutting),
             widths=widths,
         )
         found = self.pipeline.runner.run(NARROW, config, label=label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from equipoise.compress.cutting import Cutting
 from equipoise.compress.latency.allocate import Scope, allocate
 from equipoise.compress.latency.estimate import Estimator
 from equipoise.compress.latency.plans import Plan, plans
-from equipoise.compress.structure import Structure
+from equipoise.compress.structure import Group, Structure
 from equipoise.compress.transformer.reading import LayersRecord, TransformerReading
 from equipoise.compress.transformer.shapes import TransformerShape
 from equipoise.compression.compression import Compression, Cut, SourceEngine
@@ -86,7 +87,9 @@ class Planner(ABC):
     @cached_property
     def _estimator(self) -> Estimator:
         structure = self._structure(self._original, label="look at the model")
-        table = self._compression.table(structure, multiple=self._cutting.multiple)
+        table = self._compression.table(
+            structure, multiple=self._compression.multiple_of(self._cutting)
+        )
         return Estimator(
             table, structure, whole_ms=self._latency_ms, whole_nodes=self._baseline.nodes
         )
@@ -164,7 +167,10 @@ class _Transformer(Planner):
     """Layers, feed-forward width, heads and hidden width together."""
 
     def _structure(self, source: Source, *, label: str) -> Structure:
-        return self._reading(source, label=label).structure
+        structure = self._reading(source, label=label).structure
+        multiple = self._compression.multiple_of(self._cutting)
+        groups = tuple(_in_multiples(group, multiple) for group in structure.groups)
+        return replace(structure, groups=groups)
 
     def _reading(self, source: Source, *, label: str) -> TransformerReading:
         importance = self._cutting.importance
@@ -222,6 +228,16 @@ class _Transformer(Planner):
         return Proposal(
             cut=cut, words=_sizes(shape, reading.shape), estimated=plan.estimated_speedup
         )
+
+
+def _in_multiples(group: Group, multiple: int) -> Group:
+    """Widths in multiples that the target likes, where the group has such a width now.
+
+    Heads are counted, not sized.
+    """
+    whole = math.lcm(group.multiple, multiple)
+    fits = group.name != "heads" and group.width % whole == 0
+    return replace(group, multiple=whole) if fits else group
 
 
 def _kept_share(structure: Structure) -> Callable[[Plan], float]:
