@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from equipoise.compress.samples import read_samples
 from equipoise.compress.sparsity import (
     SparsifyConfig,
     SparsifyRecord,
@@ -21,7 +22,6 @@ from equipoise.compress.sparsity import (
     sparsity_masks,
     zero_,
 )
-from equipoise.compress.transformer.samples import read_samples
 from equipoise.data.store import write_rows
 from equipoise.errors import DataError, SourceError, UsageError
 from equipoise.sources.source import Source, parse_source

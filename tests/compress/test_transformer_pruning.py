@@ -22,11 +22,11 @@ from tests.compress.tiny_transformers import (
 )
 
 from equipoise import record
+from equipoise.compress.samples import read_samples
 from equipoise.compress.transformer.cut import cut_tensors, reduce_module
 from equipoise.compress.transformer.proof import proven_axes
 from equipoise.compress.transformer.reduce import ReduceConfig, ReduceRecord, reduce_transformer
 from equipoise.compress.transformer.refit import refitted
-from equipoise.compress.transformer.samples import read_samples
 from equipoise.compress.transformer.scores import (
     block_influence,
     choose_channels,

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 from equipoise import extras
 from equipoise.compress.channels.narrow import require_same_when_loaded
 from equipoise.compress.importance import is_layer, is_transposed, mean_squares, spread_over
-from equipoise.compress.transformer.samples import Samples, read_samples
+from equipoise.compress.samples import Samples, read_samples
 from equipoise.errors import DataError, SourceError, UsageError
 from equipoise.sources.saving import save_source
 from equipoise.sources.source import Source

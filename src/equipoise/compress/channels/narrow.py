@@ -28,7 +28,7 @@ from equipoise.compress.channels.structure import (
     samples_of,
     scores_of,
 )
-from equipoise.compress.transformer.samples import Samples
+from equipoise.compress.samples import Samples
 from equipoise.errors import ParityError
 from equipoise.sources.saving import save_source
 from equipoise.sources.source import parse_source

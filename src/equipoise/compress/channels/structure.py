@@ -15,8 +15,8 @@ from equipoise.compress.channels.heads import attention_layers, head_couplings, 
 from equipoise.compress.channels.scoring import channel_scores
 from equipoise.compress.channels.verifying import verified
 from equipoise.compress.importance import FROM_SAMPLES, Importance
+from equipoise.compress.samples import Samples, read_samples
 from equipoise.compress.structure import Group, Layer, Structure
-from equipoise.compress.transformer.samples import Samples, read_samples
 from equipoise.errors import SourceError, UsageError
 from equipoise.sources.source import Source
 from equipoise.sources.torch_model import load_module

@@ -10,11 +10,11 @@ from typing import Any
 
 from equipoise import progress
 from equipoise.compress.importance import Importance
+from equipoise.compress.samples import Samples, read_samples
 from equipoise.compress.structure import Structure
 from equipoise.compress.transformer.axes import layers_prefix
 from equipoise.compress.transformer.proof import proven_axes
 from equipoise.compress.transformer.reduce import open_transformer
-from equipoise.compress.transformer.samples import Samples, read_samples
 from equipoise.compress.transformer.scores import block_influence, passed_over, unit_scores
 from equipoise.compress.transformer.shapes import TransformerShape, read_shape
 from equipoise.compress.transformer.structure import transformer_structure

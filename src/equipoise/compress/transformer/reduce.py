@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from equipoise import extras
 from equipoise.compress.importance import FROM_SAMPLES, Importance
+from equipoise.compress.samples import Samples, read_samples
 from equipoise.compress.transformer.attention import sample_inputs
 from equipoise.compress.transformer.axes import AxisMap, require_cuttable
 from equipoise.compress.transformer.cut import cut_tensors, reduce_module
 from equipoise.compress.transformer.proof import proven_axes
 from equipoise.compress.transformer.refit import refitted
-from equipoise.compress.transformer.samples import Samples, read_samples
 from equipoise.compress.transformer.scores import choose_channels, unit_scores
 from equipoise.compress.transformer.shapes import TransformerShape, read_shape, require_fits
 from equipoise.errors import BackendError, DataError, SourceError
