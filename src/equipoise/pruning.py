@@ -10,7 +10,7 @@ from typing import Final
 from equipoise import fs
 from equipoise.compress.cutting import Pruning, Sparsity
 from equipoise.compression.compression import Compression, Workplace
-from equipoise.compression.publishing import publish
+from equipoise.compression.publishing import CHECKPOINTS, publish
 from equipoise.compression.steps import (
     Pruned,
     PruneStep,
@@ -152,7 +152,7 @@ class _Request:
     def _workplace(self) -> Workplace:
         request = self._request
         return Workplace(
-            checkpoints=request.checkpoints or request.output / "checkpoints",
+            checkpoints=request.checkpoints or request.output / CHECKPOINTS,
             processes=request.processes,
         )
 

@@ -13,7 +13,7 @@ from equipoise.compress.settings import TrainSettings
 from equipoise.compress.study import StudySettings
 from equipoise.compress.train import TrainConfig, TrainRecord
 from equipoise.compression.compression import MODEL, Compression
-from equipoise.compression.publishing import publish
+from equipoise.compression.publishing import CHECKPOINTS, publish
 from equipoise.errors import UsageError
 from equipoise.jobs import FREE_BYTES, JobConfig, make_pipeline
 from equipoise.measure.interval import Interval
@@ -174,7 +174,7 @@ class _Trainer:
             settings=request.settings,
             processes=request.processes,
             threads=request.threads,
-            checkpoints=request.checkpoints or request.output / "checkpoints",
+            checkpoints=request.checkpoints or request.output / CHECKPOINTS,
             ranges=self._compression.ranges() if request.quantize_aware else None,
         )
 

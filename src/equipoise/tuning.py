@@ -11,6 +11,7 @@ from equipoise.bundle.writer import check_replaceable
 from equipoise.compress.cutting import Pruning
 from equipoise.compress.settings import TrainSettings
 from equipoise.compression.compression import Compression, Workplace
+from equipoise.compression.publishing import CHECKPOINTS
 from equipoise.compression.steps import prune
 from equipoise.data.metrics import Metric, get_metric
 from equipoise.errors import (
@@ -146,7 +147,7 @@ class _Trials:
     def __init__(self, pipeline: Pipeline, config: TuneConfig) -> None:
         self.pipeline = pipeline
         self._max_drop = config.max_drop
-        self._workplace = Workplace(checkpoints=config.output / "checkpoints")
+        self._workplace = Workplace(checkpoints=config.output / CHECKPOINTS)
         self._pipelines: dict[Pruning | None, Pipeline] = {None: pipeline}
         self.metric: Metric = get_metric(pipeline.job.metric, labels=pipeline.data.record.labels)
         self._baseline = self._engine(pipeline.float_model, label=BASELINE)
@@ -293,3 +294,4 @@ def _publish(output: Path) -> None:
     for name in ("bundle", "results.json", "report.html"):
         fs.move_into_place(staging / name, output / name)
     fs.remove(staging)
+    fs.remove(output / CHECKPOINTS)

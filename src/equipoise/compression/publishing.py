@@ -10,10 +10,14 @@ from equipoise.compression.compression import MODEL
 from equipoise.sources.source import Source, path_of
 
 RESULTS: Final = "results.json"
+CHECKPOINTS: Final = "checkpoints"
+"""Beside them while training runs, where the user names no other place."""
 
 
 def publish(result: object, model: Source | None, *, output: Path) -> None:
     """Write ``model/`` and ``results.json``; what stood there before stays whole until then.
+
+    Checkpoints in ``output`` have done their work and go.
 
     Args:
         result: Becomes ``results.json``.
@@ -30,3 +34,4 @@ def publish(result: object, model: Source | None, *, output: Path) -> None:
     for name in (RESULTS,) if model is None else (MODEL, RESULTS):
         fs.move_into_place(output / ".next" / name, output / name)
     fs.remove(output / ".next")
+    fs.remove(output / CHECKPOINTS)
