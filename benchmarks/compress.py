@@ -32,7 +32,7 @@ from _pairs import SETTINGS
 from _wheels import fetch
 
 from equipoise import fs
-from equipoise.compress.cutting import Pruning
+from equipoise.compress.cutting import Cutting, Pruning
 from equipoise.compress.settings import Objective, TrainSettings
 from equipoise.compression.compression import Compression, Workplace
 from equipoise.compression.steps import PruneStep, Side, side_of
@@ -134,7 +134,12 @@ def fashion(options: argparse.Namespace) -> PruneRequest:
         output=options.work / "pruned",
         threads=1,
         pruning=Pruning(
-            speedup=options.speedup, max_drop=0.01, steps=2, step_epochs=1, recovery=recovery
+            speedup=options.speedup,
+            max_drop=0.01,
+            steps=2,
+            step_epochs=1,
+            recovery=recovery,
+            cutting=Cutting(scope=options.scope),
         ),
         stock="module:_resnet:half",
         stock_weights=options.stock,
@@ -359,6 +364,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--speedup", type=float, default=2.5)
+    parser.add_argument("--scope", choices=("global", "per-layer"), default="global")
     options = parser.parse_args()
     request = {"fashion": fashion, "ner": ner}[options.task](options)
     record = measure(options.task, request)
