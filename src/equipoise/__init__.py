@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from equipoise.apps.pictures import ImageClassifier
     from equipoise.apps.text import TextClassifier
     from equipoise.apps.tokens import TokenClassifier
+    from equipoise.compress.cutting import Pruning
+    from equipoise.compress.settings import Objective, TrainSettings
     from equipoise.deploy import BundleSession, load
     from equipoise.errors import EquipoiseError
+    from equipoise.pruning import PruneRequest, PruneResult, prune_model
     from equipoise.search.result import TuneResult
     from equipoise.spec import TensorSpec
+    from equipoise.training import TrainRequest, TrainResult, train_model
     from equipoise.tuning import TuneConfig, tune
 
 __version__ = "0.1.0"
@@ -27,12 +31,21 @@ __all__ = [
     "Embedder",
     "EquipoiseError",
     "ImageClassifier",
+    "Objective",
+    "PruneRequest",
+    "PruneResult",
+    "Pruning",
     "TensorSpec",
     "TextClassifier",
     "TokenClassifier",
+    "TrainRequest",
+    "TrainResult",
+    "TrainSettings",
     "TuneConfig",
     "TuneResult",
     "load",
+    "prune_model",
+    "train_model",
     "tune",
 ]
 
@@ -41,12 +54,21 @@ _MODULES = {
     "Embedder": "equipoise.apps.embedding",
     "EquipoiseError": "equipoise.errors",
     "ImageClassifier": "equipoise.apps.pictures",
+    "Objective": "equipoise.compress.settings",
+    "PruneRequest": "equipoise.pruning",
+    "PruneResult": "equipoise.pruning",
+    "Pruning": "equipoise.compress.cutting",
     "TensorSpec": "equipoise.spec",
     "TextClassifier": "equipoise.apps.text",
     "TokenClassifier": "equipoise.apps.tokens",
+    "TrainRequest": "equipoise.training",
+    "TrainResult": "equipoise.training",
+    "TrainSettings": "equipoise.compress.settings",
     "TuneConfig": "equipoise.tuning",
     "TuneResult": "equipoise.search.result",
     "load": "equipoise.deploy",
+    "prune_model": "equipoise.pruning",
+    "train_model": "equipoise.training",
     "tune": "equipoise.tuning",
 }
 
