@@ -34,7 +34,8 @@ from _wheels import fetch
 from equipoise import fs
 from equipoise.compress.cutting import Cutting, Pruning
 from equipoise.compress.settings import Objective, TrainSettings
-from equipoise.compression.compression import Compression, Workplace
+from equipoise.compression.compression import Compression
+from equipoise.compression.models import Workplace
 from equipoise.compression.steps import PruneStep, Side, side_of
 from equipoise.data.store import Rows
 from equipoise.jobs import make_pipeline

@@ -9,7 +9,8 @@ from typing import Final
 
 from equipoise import fs
 from equipoise.compress.cutting import Pruning, Sparsity
-from equipoise.compression.compression import Compression, Workplace
+from equipoise.compression.compression import Compression
+from equipoise.compression.models import Workplace
 from equipoise.compression.publishing import CHECKPOINTS, publish
 from equipoise.compression.steps import (
     Pruned,

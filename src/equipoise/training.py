@@ -12,8 +12,9 @@ from equipoise import fs
 from equipoise.compress.settings import TrainSettings
 from equipoise.compress.study import StudySettings
 from equipoise.compress.train import TrainConfig, TrainRecord
-from equipoise.compression.compression import MODEL, Compression
+from equipoise.compression.compression import Compression
 from equipoise.compression.publishing import CHECKPOINTS, publish
+from equipoise.compression.stages import MODEL
 from equipoise.errors import UsageError
 from equipoise.jobs import FREE_BYTES, JobConfig, make_pipeline
 from equipoise.measure.interval import Interval

@@ -10,7 +10,8 @@ from equipoise import fs
 from equipoise.bundle.writer import check_replaceable
 from equipoise.compress.cutting import Pruning
 from equipoise.compress.settings import TrainSettings
-from equipoise.compression.compression import Compression, Workplace
+from equipoise.compression.compression import Compression
+from equipoise.compression.models import Workplace
 from equipoise.compression.publishing import CHECKPOINTS
 from equipoise.compression.steps import prune
 from equipoise.data.metrics import Metric, get_metric

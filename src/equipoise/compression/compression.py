@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
 
 from equipoise import record
 from equipoise.compress.channels.narrow import NarrowConfig, NarrowRecord
@@ -15,7 +14,7 @@ from equipoise.compress.importance import Importance
 from equipoise.compress.latency.shapes import shapes_of, working_sets_of
 from equipoise.compress.latency.table import LayerTable, TableConfig
 from equipoise.compress.settings import TrainSettings
-from equipoise.compress.sparsity import SparsifyConfig, SparsifyRecord
+from equipoise.compress.sparsity import SparsifyConfig
 from equipoise.compress.structure import Structure
 from equipoise.compress.study import StudyResult, StudySettings
 from equipoise.compress.studying import SearchConfig
@@ -28,180 +27,34 @@ from equipoise.compress.transformer.reading import (
 )
 from equipoise.compress.transformer.reduce import ReduceConfig, ReduceRecord
 from equipoise.compress.transformer.shapes import TransformerShape
-from equipoise.compress.transformer.vocabulary import TrimConfig, TrimRecord
+from equipoise.compress.transformer.vocabulary import TrimConfig
+from equipoise.compression.models import Cut, Score, SourceEngine, Trained, Workplace
+from equipoise.compression.stages import (
+    MODEL,
+    MODULE_RANGES,
+    NARROW,
+    READ_CHANNELS,
+    READ_LAYERS,
+    READ_TRANSFORMER,
+    REDUCE,
+    SPARSIFY,
+    STUDY,
+    TABLE,
+    TRAIN,
+    TRIM,
+)
 from equipoise.data.metrics import Metric, get_metric
 from equipoise.data.store import Rows
 from equipoise.errors import UsageError
 from equipoise.export.reference import ReferenceConfig
 from equipoise.graph.cost import analyze
 from equipoise.measure.evaluate import EvaluateConfig, read_statistics
-from equipoise.measure.interval import Interval, Values, metric_interval, paired_drop
+from equipoise.measure.interval import Interval, metric_interval, paired_drop
 from equipoise.measure.latency import LatencyRecord
-from equipoise.pipeline import EVALUATE, EXPORT, MODEL_FILE, ONNX, REFERENCE, TORCH, Pipeline
-from equipoise.quantize.module_ranges import ModuleRangesConfig, ModuleRangesRecord
+from equipoise.pipeline import EVALUATE, EXPORT, MODEL_FILE, REFERENCE, Pipeline
+from equipoise.quantize.module_ranges import ModuleRangesConfig
 from equipoise.sources.source import Source, parse_source
-from equipoise.stages import Stage, StageResult
-
-MODEL: Final = "model"
-"""What stages that change a model call it in their output."""
-
-TRAIN: Final = Stage(
-    name="train",
-    function="equipoise.compress.train:train",
-    record=TrainRecord,
-    packages=(*TORCH, "accelerate"),
-)
-
-
-STUDY: Final = Stage(
-    name="study",
-    function="equipoise.compress.studying:search_settings",
-    record=StudyResult,
-    packages=(*TORCH, "accelerate", "optuna"),
-)
-READ_TRANSFORMER: Final = Stage(
-    name="read-transformer",
-    function="equipoise.compress.transformer.reading:read_transformer",
-    record=TransformerReading,
-    packages=TORCH,
-)
-READ_LAYERS: Final = Stage(
-    name="read-layers",
-    function="equipoise.compress.transformer.reading:read_layers",
-    record=LayersRecord,
-    packages=TORCH,
-)
-REDUCE: Final = Stage(
-    name="reduce",
-    function="equipoise.compress.transformer.reduce:reduce_transformer",
-    record=ReduceRecord,
-    packages=TORCH,
-)
-TRIM: Final = Stage(
-    name="trim",
-    function="equipoise.compress.transformer.vocabulary:trim_vocabulary",
-    record=TrimRecord,
-    packages=(*TORCH, "tokenizers"),
-)
-SPARSIFY: Final = Stage(
-    name="sparsify",
-    function="equipoise.compress.sparsity:sparsify",
-    record=SparsifyRecord,
-    packages=TORCH,
-)
-READ_CHANNELS: Final = Stage(
-    name="read-channels",
-    function="equipoise.compress.channels.structure:read_structure",
-    record=ChannelsRecord,
-    packages=(*TORCH, "torch-pruning"),
-)
-NARROW: Final = Stage(
-    name="narrow",
-    function="equipoise.compress.channels.narrow:narrow",
-    record=NarrowRecord,
-    packages=(*TORCH, "torch-pruning"),
-)
-TABLE: Final = Stage(
-    name="layer-table",
-    function="equipoise.compress.latency.table:measure_layers",
-    record=LayerTable,
-    packages=ONNX,
-)
-MODULE_RANGES: Final = Stage(
-    name="module-ranges",
-    function="equipoise.quantize.module_ranges:module_ranges",
-    record=ModuleRangesRecord,
-    packages=ONNX,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workplace:
-    """Where training runs.
-
-    Attributes:
-        checkpoints: Directory of checkpoints; a run that was stopped goes on from them.
-        processes: Processes on this machine.
-        threads: Threads per process; the usable cores between them when None.
-    """
-
-    checkpoints: Path
-    processes: int = 1
-    threads: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A model after training.
-
-    Attributes:
-        source: The model.
-        metric: The best on the validation samples, which is the model's.
-        record: What the loop says.
-    """
-
-    source: Source
-    metric: float
-    record: TrainRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """A model right after a cut.
-
-    Attributes:
-        source: The model.
-        parameters: That are left.
-        loss_before: Mean loss of the task on validation samples before; None without labels.
-        loss_after: The same of what is left.
-        notes: What the stage noticed.
-    """
-
-    source: Source
-    parameters: int
-    loss_before: float | None
-    loss_after: float | None
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceEngine:
-    """The target's float engine of a source.
-
-    Attributes:
-        source: The model.
-        label: What it is called.
-        file: The engine.
-        model: The ONNX file that it is built from.
-        size_bytes: Of the engine.
-        nodes: That the runtime runs.
-        parameters: Of the model.
-        multiply_accumulates: Of one inference at batch 1 and the default sizes.
-    """
-
-    source: Source
-    label: str
-    file: Path
-    model: Path
-    size_bytes: int
-    nodes: int
-    parameters: int
-    multiply_accumulates: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """The metric of a model on samples.
-
-    Attributes:
-        statistics: float64 [samples, k], as the metric has them.
-        metric: Its value with its interval.
-        report: Per-class table, where the metric has one.
-    """
-
-    statistics: Values
-    metric: Interval
-    report: str
+from equipoise.stages import StageResult
 
 
 class Compression:

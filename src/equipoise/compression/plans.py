@@ -15,7 +15,8 @@ from equipoise.compress.latency.plans import Plan, plans
 from equipoise.compress.structure import Group, Structure
 from equipoise.compress.transformer.reading import LayersRecord, TransformerReading
 from equipoise.compress.transformer.shapes import TransformerShape
-from equipoise.compression.compression import Compression, Cut, SourceEngine
+from equipoise.compression.compression import Compression
+from equipoise.compression.models import Cut, SourceEngine
 from equipoise.errors import NotMetError
 from equipoise.sources.source import Source
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from equipoise import fs
-from equipoise.compression.compression import MODEL
+from equipoise.compression.stages import MODEL
 from equipoise.sources.source import Source, path_of
 
 RESULTS: Final = "results.json"

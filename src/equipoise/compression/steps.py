@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from equipoise.compress.cutting import Pruning
-from equipoise.compression.compression import Compression, Trained, Workplace
+from equipoise.compression.compression import Compression
+from equipoise.compression.models import Trained, Workplace
 from equipoise.compression.plans import Proposal, planner_of
 from equipoise.errors import NotMetError, UsageError
 from equipoise.measure.interval import Interval
