@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 from equipoise import record
-from equipoise.compress.channels.narrow import NarrowConfig, NarrowRecord
+from equipoise.compress.channels.narrow import NarrowConfig
 from equipoise.compress.channels.structure import ChannelsConfig, ChannelsRecord
+from equipoise.compress.cut_record import CutRecord
 from equipoise.compress.cutting import Cutting, Sparsity
 from equipoise.compress.importance import Importance
 from equipoise.compress.latency.shapes import shapes_of, working_sets_of
@@ -25,7 +26,7 @@ from equipoise.compress.transformer.reading import (
     ReadConfig,
     TransformerReading,
 )
-from equipoise.compress.transformer.reduce import ReduceConfig, ReduceRecord
+from equipoise.compress.transformer.reduce import ReduceConfig
 from equipoise.compress.transformer.shapes import TransformerShape
 from equipoise.compress.transformer.vocabulary import TrimConfig
 from equipoise.compression.models import Cut, Score, SourceEngine, Trained, Workplace
@@ -201,7 +202,7 @@ class Compression:
         found = self.pipeline.runner.run(REDUCE, config, label=label)
         return self._cut(found.files, found.record, base=source)
 
-    def _cut(self, files: Path, found: ReduceRecord | NarrowRecord, *, base: Source) -> Cut:
+    def _cut(self, files: Path, found: CutRecord, *, base: Source) -> Cut:
         return Cut(
             source=parse_source(str(files / MODEL), task=base.task),
             parameters=found.parameters_after,

@@ -28,6 +28,7 @@ from equipoise.compress.channels.structure import (
     samples_of,
     scores_of,
 )
+from equipoise.compress.cut_record import CutRecord
 from equipoise.compress.samples import Samples
 from equipoise.errors import ParityError
 from equipoise.sources.saving import save_source
@@ -55,33 +56,20 @@ class NarrowConfig(ChannelsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NarrowRecord:
+class NarrowRecord(CutRecord):
     """What came of it.
 
     Attributes:
-        parameters_before: Numbers in the weights.
-        parameters_after: The same of the result.
         macs_before: Multiplications of convolutions and linear layers on one sample.
         macs_after: The same of the result.
         widths_before: Group -> channels.
         widths_after: The same of the result.
-        loss_before: Mean loss of the task; None without labels.
-        loss_after: The same of the result, before any training.
-        loss_samples: The part of the data that it was measured on: ``validation``, or ``training``
-            where there is no other; empty when it was not.
-        notes: What the user should know.
     """
 
-    parameters_before: int
-    parameters_after: int
     macs_before: int
     macs_after: int
     widths_before: dict[str, int]
     widths_after: dict[str, int]
-    loss_before: float | None
-    loss_after: float | None
-    loss_samples: str
-    notes: tuple[str, ...]
 
 
 def narrow(config: NarrowConfig, *, output: Path) -> NarrowRecord:

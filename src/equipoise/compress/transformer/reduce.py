@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from equipoise import extras
+from equipoise.compress.cut_record import CutRecord
 from equipoise.compress.importance import FROM_SAMPLES, Importance
 from equipoise.compress.samples import Samples, read_samples
 from equipoise.compress.transformer.attention import sample_inputs
@@ -56,29 +57,16 @@ class ReduceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReduceRecord:
+class ReduceRecord(CutRecord):
     """What came of it.
 
     Attributes:
-        parameters_before: Numbers in the weights.
-        parameters_after: The same of the result.
         shape_before: Sizes.
         shape_after: Sizes; its layers have new numbers.
-        loss_before: Mean loss of the task; None without labels.
-        loss_after: The same of the result, before any training.
-        loss_samples: The part of the data that it was measured on: ``validation``, or ``training``
-            where there is no other; empty when it was not.
-        notes: What the user should know.
     """
 
-    parameters_before: int
-    parameters_after: int
     shape_before: TransformerShape
     shape_after: TransformerShape
-    loss_before: float | None
-    loss_after: float | None
-    loss_samples: str
-    notes: tuple[str, ...]
 
 
 def reduce_transformer(config: ReduceConfig, *, output: Path) -> ReduceRecord:
