@@ -41,7 +41,7 @@ from equipoise.data.store import Rows
 from equipoise.jobs import make_pipeline
 from equipoise.measure.interval import Interval, median_interval
 from equipoise.pipeline import Pipeline
-from equipoise.pruning import PruneRequest, PruneResult, prune_model
+from equipoise.pruning import PruneRequest, prune_model
 from equipoise.runtimes.onnxruntime.session import open_session
 from equipoise.sources.source import Source, parse_source
 from equipoise.sources.torch_model import NamedModule, load_module
@@ -88,7 +88,7 @@ class Record:
         evaluation_samples: How many.
         sides: The original, what was pruned, and the others, float engines.
         steps: What pruning tried.
-        chosen: The side that was written.
+        chosen: The side that was written, which is what is timed as ``pruned``.
         notes: What it noticed.
         int8: What ``tune`` chose for it.
         int8_metric: Its metric.
@@ -142,8 +142,6 @@ def fashion(options: argparse.Namespace) -> PruneRequest:
             recovery=recovery,
             cutting=Cutting(scope=options.scope),
         ),
-        stock="module:_resnet:half",
-        stock_weights=options.stock,
         time_limit_s=7200,
     )
 
@@ -219,6 +217,24 @@ OTHERS: Final[dict[str, Callable[[Compression, PruneRequest, Side], Source]]] = 
     "ner": every_other_layer,
 }
 NAMES: Final = {"fashion": "torch-pruning by hand", "ner": "every other layer by hand"}
+
+
+def stocks(
+    compression: Compression, request: PruneRequest, weights: Path | None
+) -> dict[str, Source]:
+    """The stock smaller model as it is, and with the training that the pruned one had last."""
+    if weights is None:
+        return {}
+    task = compression.pipeline.job.source.task
+    stock = parse_source("module:_resnet:half", weights=weights, task=task)
+    found = compression.recover(
+        stock,
+        teacher=compression.pipeline.job.source,
+        settings=request.pruning.recovery,
+        workplace=Workplace(checkpoints=request.output.parent / "checkpoints"),
+        label="stock: train",
+    )
+    return {"stock": stock, "stock, trained": found.source}
 
 
 # Timing.
@@ -301,13 +317,24 @@ def samples_of(pipeline: Pipeline) -> list[dict[str, Any]]:
 # The whole.
 
 
-def measure(task: str, request: PruneRequest) -> Record:
+def measure(task: str, request: PruneRequest, *, stock: Path | None) -> Record:
     """Prune, make the others, make int8, and time all."""
     begin = time.monotonic()
     result = prune_model(request)
     seconds = time.monotonic() - begin
     compression = Compression(make_pipeline(replace(request, for_training=True)))
-    sides = [*result.sides, beside(task, compression, request, result)]
+    pruned_side = next(side for side in result.sides if side.name == "pruned")
+    others = {
+        **stocks(compression, request, stock),
+        NAMES[task]: OTHERS[task](compression, request, pruned_side),
+    }
+    original = compression.pipeline.job.source
+    sides = [
+        *result.sides,
+        *(side_of(o, compression, original=original, name=n) for n, o in others.items()),
+    ]
+    if result.chosen == "original":
+        raise SystemExit("nothing was pruned that keeps the metric")
     pruned = parse_source(str(request.output / "model"), task=compression.pipeline.job.source.task)
     tuned = tune(tune_config(request, task=pruned.task))
     chosen = next(c for c in tuned.candidates if c.recipe.name == tuned.chosen)
@@ -331,14 +358,6 @@ def measure(task: str, request: PruneRequest) -> Record:
         int8_drop=sides[0].metric.value - chosen.measurement.metric.value,
         timings=timed,
     )
-
-
-def beside(task: str, compression: Compression, request: PruneRequest, result: PruneResult) -> Side:
-    """What another would make, on the target beside the original."""
-    pruned = next(side for side in result.sides if side.name == "pruned")
-    made = OTHERS[task](compression, request, pruned)
-    original = compression.pipeline.job.source
-    return side_of(made, compression, original=original, name=NAMES[task])
 
 
 def tune_config(request: PruneRequest, *, task: str) -> TuneConfig:
@@ -368,7 +387,7 @@ def main() -> None:
     parser.add_argument("--scope", choices=("global", "per-layer"), default="global")
     options = parser.parse_args()
     request = {"fashion": fashion, "ner": ner}[options.task](options)
-    record = measure(options.task, request)
+    record = measure(options.task, request, stock=options.stock)
     fs.write_json(options.output, record)
     for side in record.sides:
         print(
