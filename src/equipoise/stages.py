@@ -113,8 +113,10 @@ class StageRunner:
         self._time_limit_s = time_limit_s
         self._fresh = fresh
 
-    def run(self, stage: Stage[R], config: object, *, label: str = "") -> StageResult[R]:
-        """Run ``stage`` unless its result is there already.
+    def run(
+        self, stage: Stage[R], config: object, *, label: str = "", fresh: bool = False
+    ) -> StageResult[R]:
+        """Run ``stage`` unless its result is there already; run it in any case where ``fresh``.
 
         Raises:
             EquipoiseError: Whatever the stage raises; nothing is kept then.
@@ -125,7 +127,7 @@ class StageRunner:
         self._observer.started(label)
         with _locked(place.with_suffix(".lock")):
             try:
-                kept = None if self._fresh else self._find(stage, place)
+                kept = None if self._fresh or fresh else self._find(stage, place)
                 result = kept or self._make(stage, config, place=place)
             except BaseException:
                 self._observer.failed(label)

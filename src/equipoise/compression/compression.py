@@ -11,6 +11,7 @@ from equipoise.compress.channels.narrow import NarrowConfig
 from equipoise.compress.channels.structure import ChannelsConfig, ChannelsRecord
 from equipoise.compress.cut_record import CutRecord
 from equipoise.compress.cutting import Cutting, Sparsity
+from equipoise.compress.distributed import launched_world
 from equipoise.compress.importance import Importance
 from equipoise.compress.latency.shapes import shapes_of, working_sets_of
 from equipoise.compress.latency.table import LayerTable, TableConfig
@@ -75,8 +76,13 @@ class Compression:
         return tuple(spec.name for spec in self.pipeline.data.record.inputs)
 
     def train(self, config: TrainConfig, *, label: str) -> StageResult[TrainRecord]:
-        """Train; the result's files have ``model``."""
-        return self.pipeline.runner.run(TRAIN, config, label=label)
+        """Train; the result's files have ``model``.
+
+        Processes of a launcher train in any case: one that had a kept result would leave those
+        that have none waiting for it.
+        """
+        launched = launched_world() > 1
+        return self.pipeline.runner.run(TRAIN, config, label=label, fresh=launched)
 
     def recover(
         self,
