@@ -83,7 +83,6 @@ class Record:
         task: ``fashion`` or ``ner``.
         machine: Where.
         versions: Package -> version.
-        seconds: That pruning took, training included.
         metric: Name of the metric.
         evaluation_samples: How many.
         sides: The original, what was pruned, and the others, float engines.
@@ -99,7 +98,6 @@ class Record:
     task: str
     machine: Machine
     versions: dict[str, str]
-    seconds: float
     metric: str
     evaluation_samples: int
     sides: tuple[Side, ...]
@@ -319,9 +317,7 @@ def samples_of(pipeline: Pipeline) -> list[dict[str, Any]]:
 
 def measure(task: str, request: PruneRequest, *, stock: Path | None) -> Record:
     """Prune, make the others, make int8, and time all."""
-    begin = time.monotonic()
     result = prune_model(request)
-    seconds = time.monotonic() - begin
     compression = Compression(make_pipeline(replace(request, for_training=True)))
     pruned_side = next(side for side in result.sides if side.name == "pruned")
     others = {
@@ -346,7 +342,6 @@ def measure(task: str, request: PruneRequest, *, stock: Path | None) -> Record:
         task=task,
         machine=detect_machine(),
         versions=versions_of(VERSIONS),
-        seconds=seconds,
         metric=result.metric,
         evaluation_samples=result.evaluation_samples,
         sides=tuple(sides),
