@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from equipoise import fs
+from equipoise.compress.distributed import launched_world
 from equipoise.compress.settings import TrainSettings
 from equipoise.compress.study import StudySettings
 from equipoise.compress.train import TrainConfig, TrainRecord
@@ -124,15 +125,11 @@ def _check(request: TrainRequest) -> None:
         raise UsageError("this objective compares with a teacher, and there is none")
     if request.processes < 1:
         raise UsageError(f"--processes is {request.processes}; it must be at least 1")
-    if request.processes > 1 and _world() > 1:
+    if request.processes > 1 and launched_world() > 1:
         raise UsageError(
-            f"--processes {request.processes} under a launcher that runs {_world()} already",
+            f"--processes {request.processes} under a launcher that started {launched_world()}",
             hint="Leave out --processes, or the launcher.",
         )
-
-
-def _world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _rank() -> int:

@@ -299,6 +299,15 @@ def test_a_loss_that_is_no_number_any_more_names_its_step(place: Place, tmp_path
     assert not (tmp_path / "model").exists()
 
 
+def test_pruning_is_not_for_a_launcher(place: Place, tmp_path: Path) -> None:
+    done = place.run(
+        "prune", *place.source("large"), "--data", "digits", "-o", tmp_path, RANK="0",
+        WORLD_SIZE="2",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "give --processes" in done.stderr
+
+
 def test_missing_labels(place: Place, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", image=np.zeros((40, 1, 8, 8), np.float32))
     done = place.run(

@@ -21,7 +21,7 @@ def publish(result: object, model: Source | None, *, output: Path) -> None:
 
     Args:
         result: Becomes ``results.json``.
-        model: A source that is a directory; None writes none.
+        model: A source that is a directory; None leaves none, not one of an earlier run either.
         output: The directory.
 
     Raises:
@@ -33,5 +33,7 @@ def publish(result: object, model: Source | None, *, output: Path) -> None:
             fs.copy_tree(path_of(model), staging / MODEL)
     for name in (RESULTS,) if model is None else (MODEL, RESULTS):
         fs.move_into_place(output / ".next" / name, output / name)
+    if model is None:
+        fs.remove(output / MODEL)
     fs.remove(output / ".next")
     fs.remove(output / CHECKPOINTS)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from equipoise.compress.cutting import Pruning
+from equipoise.compress.distributed import launched_world
 from equipoise.compression.compression import Compression
 from equipoise.compression.models import Trained, Workplace
 from equipoise.compression.plans import Proposal, planner_of
@@ -90,8 +91,6 @@ class Pruned:
     """What pruning came to: the model, and how it got there."""
 
     source: Source
-    original: Side
-    pruned: Side
     steps: tuple[PruneStep, ...]
     stopped: str
     notes: tuple[str, ...]
@@ -118,11 +117,16 @@ def prune(
         workplace: Where training runs and keeps its checkpoints.
 
     Raises:
-        UsageError: A goal out of range.
+        UsageError: A goal out of range, or several processes of a launcher.
         SourceError: The model has nothing that can be cut.
         As ``train_model``.
     """
     check_pruning(pruning)
+    if launched_world() > 1:
+        raise UsageError(
+            f"a launcher started {launched_world()} processes, and pruning measures in one",
+            hint="Leave out the launcher and give --processes; distill and finetune run under it.",
+        )
     return _Pruner(pipeline, pruning, teacher=teacher, workplace=workplace).run()
 
 
@@ -172,8 +176,6 @@ class _Pruner:
             state = self._recovered(state)
         return Pruned(
             source=state.source,
-            original=self._side(self._original, name="original"),
-            pruned=self._side(state.source, name="pruned"),
             steps=tuple(self._steps),
             stopped=stopped,
             notes=tuple(dict.fromkeys(self._notes)),
@@ -287,9 +289,6 @@ class _Pruner:
         """The last training, which keeps the better of before and after it."""
         trained = self._train(state.source, epochs=self._epochs, label="last recovery")
         return replace(state, source=trained.source, metric=trained.metric)
-
-    def _side(self, source: Source, *, name: str) -> Side:
-        return side_of(source, self._compression, original=self._original, name=name)
 
 
 def side_of(source: Source, compression: Compression, *, original: Source, name: str) -> Side:
