@@ -320,14 +320,16 @@ class Compression:
         Args:
             source: A trained model.
             label: What a person calls it.
-            reference: The model that a metric compares with, where it compares.
+            reference: The model that a metric compares with, where it compares. Where it does not,
+                the outputs need not be of one shape: a trimmed vocabulary has other tokens.
             part: ``evaluation`` or ``validation`` samples.
         """
+        compared = reference if reference is not None and self.metric.compares else source
         files = self.beside(source).data.files
         config = EvaluateConfig(
             inputs=files / part,
             labels=files / {"evaluation": "labels"}.get(part, f"{part}_labels"),
-            reference=self._outputs(reference or source, part=part, label=label),
+            reference=self._outputs(compared, part=part, label=label),
             outputs=self._outputs(source, part=part, label=label),
             metric=self.pipeline.job.metric,
             label_names=self.pipeline.data.record.labels,

@@ -37,6 +37,9 @@ class Metric(ABC):
     discrete = True
     """Whether it counts decisions, so that a small set can miss rare differences."""
 
+    compares = False
+    """Whether it compares with the reference's outputs, and not with labels alone."""
+
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
 
@@ -212,6 +215,7 @@ class Cosine(Metric):
     """Mean cosine between the outputs and the reference's. Statistics: sum, samples."""
 
     discrete = False
+    compares = True
 
     def statistics(self, outputs: Outputs, label: Array, reference: Outputs) -> Values:  # noqa: ARG002
         """See Metric."""
