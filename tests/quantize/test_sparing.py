@@ -9,10 +9,12 @@ import onnx
 import pytest
 
 from equipoise.quantize import sparing
+from equipoise.quantize.borders import STATES, BorderTimes, LatencyModel, find_borders, find_joins
 from equipoise.quantize.schemes import StaticInt8
 from equipoise.quantize.sparing import Spared, spare
 from equipoise.quantize.static import prepare_static, written, written_alone
 from equipoise.quantize.sweeps import Judge, noise_power
+from equipoise.quantize.timing import Timing
 
 RANDOM = np.random.default_rng(0)
 ROWS = [{"x": RANDOM.normal(size=(1, 4, 8, 8)).astype(np.float32)} for _ in range(24)]
@@ -89,9 +91,33 @@ def spared(given: tuple, *, min_sqnr_db: float, budget_s: float = 60.0) -> Spare
     return spare(prepared, judge=judge, min_sqnr_db=min_sqnr_db, budget_s=budget_s)
 
 
-def test_the_fragile_layer_alone_goes_back_to_float(planted) -> None:
-    """It is told with what it would cost; the three others and the Add keep their integers."""
+def _saving(prepared, saved_ms: dict[str, float]):
+    """In the place of measuring: float nodes of 100 ms, and what each saves in integers."""
+    times = {border.tensor: border for border in find_borders(prepared)}
+    model = LatencyModel(
+        base_ms=100.0,
+        changes_ms={name: -saved_ms.get(name, 0.0) for name in prepared.placement.nodes},
+        borders=tuple(
+            BorderTimes(
+                border=border,
+                float_ms=0.0,
+                integer_ms=0.0,
+                rounded_ms=0.0,
+                restored_ms=0.0,
+                measured=STATES,
+            )
+            for border in times.values()
+        ),
+        joins=find_joins(prepared),
+    )
+    return lambda *_, **__: Timing(model=model, nodes={}, others={}, designs=())
+
+
+def test_the_fragile_layer_alone_goes_back_to_float(planted, monkeypatch) -> None:
+    """It is told with what it would cost; the three others keep their integers, which save time."""
     prepared, judge = planted
+    saves = dict.fromkeys(prepared.placement.nodes, 10.0)
+    monkeypatch.setattr(sparing, "time_nodes", _saving(prepared, saves))
     broken = judge.rounding(written(prepared)).sqnr_db
     found = spared(planted, min_sqnr_db=30)
     assert broken < 10
@@ -106,9 +132,19 @@ def test_the_fragile_layer_alone_goes_back_to_float(planted) -> None:
     assert judge.score(found.model).sqnr_db == pytest.approx(found.sqnr_db, abs=2)
 
 
+def test_with_measured_times_the_fragile_layer_goes_back_too(planted) -> None:
+    """Whatever else this machine computes faster in float: the outputs keep what was asked for."""
+    prepared, _ = planted
+    found = spared(planted, min_sqnr_db=30)
+    assert "node_fragile" in {node.name for node in found.nodes}
+    assert {node.name for node in found.nodes} <= prepared.placement.nodes
+    assert found.enough
+    assert found.sqnr_db > 30
+
+
 def test_good_enough_is_left_alone(planted, monkeypatch) -> None:
     """Nothing is measured when nothing needs to go back."""
-    monkeypatch.setattr(sparing, "_harms", None)
+    monkeypatch.setattr(sparing, "harms_of", None)
     found = spared(planted, min_sqnr_db=-100)
     assert (found.nodes, found.notes, found.enough) == ((), (), True)
     assert integers(found.model) == 4
@@ -123,20 +159,22 @@ def test_what_saves_most_time_stays_in_integers(twins, monkeypatch) -> None:
     }
     goal = -10 * np.log10(max(harms.values()) * 1.2)
     for cheap, dear in (("node_left", "node_right"), ("node_right", "node_left")):
-        monkeypatch.setattr(
-            sparing, "_prices", lambda *_, cheap=cheap, dear=dear, **__: {cheap: 1.0, dear: 50.0}
-        )
+        timed = _saving(prepared, {cheap: 1.0, dear: 50.0})
+        monkeypatch.setattr(sparing, "time_nodes", timed)
         found = spared(twins, min_sqnr_db=goal)
         assert [node.name for node in found.nodes] == [cheap]
         assert found.enough
 
 
-def test_prices_are_measured_for_every_node(planted) -> None:
-    """Milliseconds above zero, so that none is free."""
-    prepared, judge = planted
-    prices = sparing._prices(prepared, written(prepared), feeds=judge.feeds[:1], threads=1)
-    assert set(prices) == prepared.placement.nodes
-    assert all(0 < price < 1000 for price in prices.values())
+def test_integers_that_save_no_time_stay_while_they_do_no_harm(twins, monkeypatch) -> None:
+    """They are a quarter of the size: float is for what has to be, not for what would be faster."""
+    prepared, judge = twins
+    slower = dict.fromkeys(prepared.placement.nodes, -10.0)
+    monkeypatch.setattr(sparing, "time_nodes", _saving(prepared, slower))
+    harms = [noise_power(judge.rounding(written_alone(prepared, name))) for name in slower]
+    found = spared(twins, min_sqnr_db=-10 * np.log10(max(harms) * 1.2))
+    assert len(found.nodes) == 1
+    assert integers(found.model) == 1
 
 
 def test_a_goal_out_of_reach_is_said(planted) -> None:

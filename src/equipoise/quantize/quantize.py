@@ -228,7 +228,29 @@ def _halves(model: Any, config: QuantizeConfig, *, settings: Halves) -> _Made:
     )
 
 
-def _static(model: Any, config: QuantizeConfig, *, settings: StaticInt8, judge: Judge) -> _Made:
+def prepare_to_weigh(config: QuantizeConfig) -> tuple[Prepared, Judge]:
+    """The model of ``config`` ready for static int8, and what quantised forms are compared with.
+
+    Raises:
+        SourceError: The model is no ONNX file, is quantised already, or its opset cannot be raised.
+        RecipeError: The scheme is not static, has no statistics, or finds nothing to act on.
+        IntegrityError: The ranges belong to another model or to other data.
+    """
+    if not isinstance(config.quantization, StaticInt8):
+        raise RecipeError(
+            f"nodes are weighed for static int8, not for {config.quantization.kind!r}",
+            hint="Give a StaticInt8 scheme and the statistics of a calibration.",
+        )
+    model = _prepared(onnxio.load_model(config.model), config)
+    _check_float(model, config.model)
+    judge = _judge(model, config)
+    prepared = _prepared_static(model, config, settings=config.quantization)
+    if not prepared.placement.nodes:
+        raise RecipeError("nothing in the model can run in integers: there is nothing to weigh")
+    return prepared, judge
+
+
+def _prepared_static(model: Any, config: QuantizeConfig, *, settings: StaticInt8) -> Prepared:
     if config.statistics is None:
         raise RecipeError("a static scheme needs calibrated ranges: give calibration data")
     calibrated = Calibrated(
@@ -237,7 +259,11 @@ def _static(model: Any, config: QuantizeConfig, *, settings: StaticInt8, judge: 
         ranges=_given_ranges(config),
         threads=config.threads,
     )
-    prepared = prepare_static(model, calibrated, scheme=config.scheme, settings=settings)
+    return prepare_static(model, calibrated, scheme=config.scheme, settings=settings)
+
+
+def _static(model: Any, config: QuantizeConfig, *, settings: StaticInt8, judge: Judge) -> _Made:
+    prepared = _prepared_static(model, config, settings=settings)
     spared = spare(
         prepared, judge=judge, min_sqnr_db=settings.min_sqnr_db, budget_s=settings.budget_s
     )

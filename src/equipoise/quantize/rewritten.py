@@ -61,18 +61,30 @@ class NodeTime:
     quantized_ms: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One kernel that the runtime runs.
+
+    Attributes:
+        name: As the runtime calls it.
+        operator: Type of operator.
+        inputs: Tensors that it reads.
+        outputs: Tensors that it gives.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
 def rewritten_graph(model: Path, *, threads: int = 1) -> RewrittenGraph:
     """Let ONNX Runtime rewrite a model and look at what is left.
 
     Raises:
         SourceError: ONNX Runtime refuses the model.
     """
-    onnx: Any = extras.require("onnx")
-    with fs.scratch_directory() as folder:
-        options = session_options(SessionSettings(threads=threads))
-        options.optimized_model_filepath = str(folder / "rewritten.onnx")
-        open_inference_session(model, options=options)
-        rewritten = onnx.load(folder / "rewritten.onnx", load_external_data=False)
+    rewritten = _rewritten(model, threads=threads)
     nodes, wires = rewritten.graph.node, wiring(rewritten)
     floats = [node for node in nodes if _reads_dequantized(node, wires)]
     return RewrittenGraph(
@@ -81,6 +93,32 @@ def rewritten_graph(model: Path, *, threads: int = 1) -> RewrittenGraph:
         fallbacks=tuple(plain_name(n.name) for n in floats if n.op_type in _FLOAT_LAYERS),
         pairs=tuple(str(node.name) for node in nodes if node.op_type in PAIR),
     )
+
+
+def rewritten_kernels(model: Path, *, threads: int = 1) -> tuple[Kernel, ...]:
+    """The kernels that ONNX Runtime runs for a model, in the order of the rewritten graph.
+
+    Raises:
+        SourceError: ONNX Runtime refuses the model.
+    """
+    return tuple(
+        Kernel(
+            name=str(node.name),
+            operator=str(node.op_type),
+            inputs=tuple(node.input),
+            outputs=tuple(node.output),
+        )
+        for node in _rewritten(model, threads=threads).graph.node
+    )
+
+
+def _rewritten(model: Path, *, threads: int) -> Any:
+    """The graph after the runtime's rewriting, without its large weights."""
+    with fs.scratch_directory() as folder:
+        options = session_options(SessionSettings(threads=threads))
+        options.optimized_model_filepath = str(folder / "rewritten.onnx")
+        open_inference_session(model, options=options)
+        return extras.require("onnx").load(folder / "rewritten.onnx", load_external_data=False)
 
 
 def _reads_dequantized(node: Any, wires: Wiring) -> bool:
@@ -113,7 +151,8 @@ def node_times(
         threads: Threads per operator.
     """
     before, after = (
-        _profile(path, feeds=feeds, runs=runs, threads=threads) for path in (original, quantized)
+        _plainly_named(kernel_times(path, feeds=feeds, runs=runs, threads=threads))
+        for path in (original, quantized)
     )
     before = _by_node(before, original=original, quantized=quantized)
     kernels = {name: kernel for found in (before, after) for name, (kernel, _) in found.items()}
@@ -129,11 +168,21 @@ def node_times(
     return tuple(sorted(times, key=lambda t: (-(t.quantized_ms or 0.0), -(t.float_ms or 0.0))))
 
 
-_Times = dict[str, tuple[str, float]]
-"""Node -> (kernel, median milliseconds)."""
+Times = dict[str, tuple[str, float]]
+"""Kernel or node -> (operator, median milliseconds of one run of the model)."""
 
 
-def _by_node(times: _Times, *, original: Path, quantized: Path) -> _Times:
+def _plainly_named(times: Times) -> Times:
+    """Under the name in the file; what the runtime has made several of takes the time of all."""
+    found: Times = {}
+    for name, (operator, milliseconds) in times.items():
+        plain = plain_name(name)
+        first, before = found.get(plain, (operator, 0.0))
+        found[plain] = first, before + milliseconds
+    return found
+
+
+def _by_node(times: Times, *, original: Path, quantized: Path) -> Times:
     """Blocked convolutions are called by what they give; call them by the node that gives it."""
     onnx: Any = extras.require("onnx")
     nodes, others = (
@@ -144,7 +193,18 @@ def _by_node(times: _Times, *, original: Path, quantized: Path) -> _Times:
     return {n if n in known else makers.get(n, n): found for n, found in times.items()}
 
 
-def _profile(model: Path, *, feeds: Sequence[Feeds], runs: int, threads: int) -> _Times:
+def kernel_times(model: Path, *, feeds: Sequence[Feeds], runs: int, threads: int = 1) -> Times:
+    """Profile a model: the time of each kernel, under the name that the runtime gives it.
+
+    Args:
+        model: ONNX file.
+        feeds: Samples, taken in turn.
+        runs: Measured runs, after one that is not measured.
+        threads: Threads per operator.
+
+    Raises:
+        SourceError: ONNX Runtime refuses the model, or cannot run it on the samples.
+    """
     with fs.scratch_directory() as folder:
         options = session_options(SessionSettings(threads=threads))
         options.enable_profiling = True
@@ -160,13 +220,13 @@ def _profile(model: Path, *, feeds: Sequence[Feeds], runs: int, threads: int) ->
         return _medians(fs.read_text(written, error=SourceError))
 
 
-def _medians(profile: str) -> _Times:
+def _medians(profile: str) -> Times:
     """Medians over the runs but the first, of the events of a profile."""
     kernels: dict[str, str] = {}
     durations: dict[str, list[float]] = defaultdict(list)
     for event in json.loads(profile):
         if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
-            name = plain_name(event["name"].removesuffix(_KERNEL))
+            name = event["name"].removesuffix(_KERNEL)
             kernels[name] = event["args"]["op_name"]
             durations[name].append(event["dur"] / 1000)
     return {n: (kernels[n], median(values[1:] or values)) for n, values in durations.items()}

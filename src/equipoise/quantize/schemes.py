@@ -41,7 +41,7 @@ class StaticInt8:
         weight_bits: Bits of the weights; None for 8, and for 7 in the layers that would saturate
             where the target's 16-bit sums do.
         min_sqnr_db: Signal to noise that the outputs have to keep on the calibration samples:
-            nodes go back to float, the most harmful per time first, until they do.
+            nodes go back to float until they do, those whose float form costs least time.
         budget_s: Time for finding them.
         float_nodes: Names of nodes that stay in float in any case.
         tables: Store embeddings as int8 too, one scale per row.

@@ -1,28 +1,37 @@
-"""Leaving in float what must be, and spending the least on it.
+"""Leaving in float what must be, and spending the least time on it.
 
-A node's harm is the noise that it makes when it alone is quantised; its price is the time that its
-integer form saves. Nodes go back to float by harm over price, until what is left is little enough.
+A node's harm is the noise that it makes when it alone is quantised; what its integers gain is
+measured, with the borders to its neighbours. A knapsack over both says which nodes go back to float
+for a budget of noise, and what the whole then makes of it corrects the budget.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from equipoise import fs, onnxio, progress
-from equipoise.quantize.nodes import FloatNode
-from equipoise.quantize.rewritten import node_times
-from equipoise.quantize.static import Prepared, written, written_alone
+from equipoise.quantize.knapsack import Choice, fastest, worth_of_integers
+from equipoise.quantize.nodes import FloatNode, connected
+from equipoise.quantize.static import Prepared, written
 from equipoise.quantize.sweeps import Judge, noise_power
-from equipoise.spec import Feeds
+from equipoise.quantize.timing import Timing
+from equipoise.quantize.weighing import TimingSettings, harms_of, time_nodes, weight_sizes
 
-_PROFILED_RUNS: Final = 5
-_MOVERS_PRICE_SHARE: Final = 0.02
-"""Of the median price: what a node costs at least, so that noise of clocks makes none free."""
+_TIMING: Final = TimingSettings(openings=2, runs=5)
+_MOST_SOLVED: Final = 12
+"""Budgets that are tried; the models of most of them are the same."""
+
+_NEAR: Final = 0.8
+"""Noise from this share of the goal on is near enough to it."""
+
+_BELOW: Final = 1 - 1e-6
+"""A budget just below the noise of a choice rules that choice out."""
+
+_TINY: Final = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,85 +61,147 @@ def spare(prepared: Prepared, *, judge: Judge, min_sqnr_db: float, budget_s: flo
         judge: Samples, and the float model's outputs on them.
         min_sqnr_db: Signal to noise that the worst output has to keep.
         budget_s: Time for measuring nodes; those that time does not reach stay in integers.
+
+    Raises:
+        SourceError: ONNX Runtime refuses a model with some nodes in float.
     """
-    model = written(prepared)
-    score = judge.rounding(model)
     goal = 10 ** (-min_sqnr_db / 10)
-    if noise_power(score) <= goal:
-        return Spared(model=model, nodes=(), sqnr_db=score.sqnr_db, enough=True, notes=())
-    harms = _harms(prepared, judge=judge, budget_s=budget_s)
-    prices = _prices(prepared, model, feeds=judge.feeds[:1], threads=judge.threads)
-    order = sorted(harms, key=lambda name: -harms[name] / prices[name])
-    taken: list[str] = []
-    left = noise_power(score)
-    while left > goal and len(taken) < len(order):
-        taken += _next(order[len(taken) :], harms, left=left, goal=goal)
-        model = written(prepared, without=taken)
-        score = judge.rounding(model)
-        left = noise_power(score)
+    whole = _tried(prepared, prepared.placement.nodes, judge=judge)
+    if whole.noise <= goal:
+        return _spared(prepared, whole, harms={}, goal=goal, min_sqnr_db=min_sqnr_db)
+    harms = harms_of(prepared, judge=judge, budget_s=budget_s)
+    timing = time_nodes(prepared, feeds=judge.feeds[:1], threads=judge.threads, settings=_TIMING)
+    search = _Search(prepared, judge, harms=harms, timing=timing, goal=goal)
+    best = search.best(whole)
+    return _spared(prepared, best, harms=harms, goal=goal, min_sqnr_db=min_sqnr_db)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tried:
+    """A model that was made and judged."""
+
+    integers: frozenset[str]
+    model: Any
+    noise: float
+    sqnr_db: float | None
+
+
+def _tried(prepared: Prepared, integers: frozenset[str], *, judge: Judge) -> _Tried:
+    model = written(prepared, without=prepared.placement.nodes - integers)
+    score = judge.rounding(model)
+    return _Tried(integers=integers, model=model, noise=noise_power(score), sqnr_db=score.sqnr_db)
+
+
+class _Search:
+    """The fastest choice whose noise, measured, is within a goal.
+
+    The noise of single nodes adds up to that of all of them but nearly. So a budget for the sum is
+    searched between one that was too much and one that was little enough, by bisection.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        judge: Judge,
+        *,
+        harms: Mapping[str, float],
+        timing: Timing,
+        goal: float,
+    ) -> None:
+        self._prepared, self._judge = prepared, judge
+        self._harms, self._model, self._goal = harms, timing.model, goal
+        self._worth = worth_of_integers(
+            weight_sizes(prepared),
+            {name: times.spread_ms for name, times in timing.nodes.items()},
+            float_ms=timing.model.predict_ms(()),
+        )
+
+    def best(self, whole: _Tried) -> _Tried:
+        """The fastest within the goal of those that were tried; the least noisy if none is."""
+        tried = {whole.integers: whole}
+        low, high = 0.0, math.fsum(self._harms.values())
+        budget = high * self._goal / whole.noise
+        for _ in range(_MOST_SOLVED):
+            choice = self._choice(budget)
+            noise = self._judged(choice, tried).noise
+            if noise > self._goal:
+                high = min(high, choice.noise)
+            elif noise >= _NEAR * self._goal:
+                break
+            else:
+                low = max(low, budget)
+            budget = self._next(low, high, scaled=choice.noise * self._goal / max(noise, _TINY))
+        if all(one.noise > self._goal for one in tried.values()):
+            self._judged(self._choice(0.0), tried)
+        return min(tried.values(), key=self._rank)
+
+    def _choice(self, budget: float) -> Choice:
+        """Nobody gains from being faster than everything in integers: then few leave them."""
+        return fastest(
+            self._model,
+            self._harms,
+            most_noise=budget,
+            worth_ms=self._worth,
+            least_ms=self._model.predict_ms(self._prepared.placement.nodes),
+        )
+
+    def _judged(self, choice: Choice, tried: dict[frozenset[str], _Tried]) -> _Tried:
+        if choice.integers not in tried:
+            tried[choice.integers] = _tried(self._prepared, choice.integers, judge=self._judge)
+        return tried[choice.integers]
+
+    def _next(self, low: float, high: float, *, scaled: float) -> float:
+        """A budget between one that was little enough and one that was too much.
+
+        It is the one that the noise of the last choice, scaled, says; the middle where that lies
+        outside.
+        """
+        if low < scaled < high * _BELOW:
+            return scaled
+        return math.sqrt(low * high) if low > 0 else high / 2
+
+    def _rank(self, one: _Tried) -> tuple[float, float, float]:
+        if one.noise > self._goal:
+            return one.noise, 0.0, 0.0
+        least_ms = self._model.predict_ms(self._prepared.placement.nodes)
+        milliseconds = max(self._model.predict_ms(one.integers), least_ms)
+        worth = math.fsum(self._worth[name] for name in one.integers)
+        return 0.0, milliseconds - worth, one.noise
+
+
+def _spared(
+    prepared: Prepared,
+    best: _Tried,
+    *,
+    harms: Mapping[str, float],
+    goal: float,
+    min_sqnr_db: float,
+) -> Spared:
+    enough = best.noise <= goal
+    asked = bool(harms)
     return Spared(
-        model=model,
-        nodes=_told(prepared, taken, harms),
-        sqnr_db=score.sqnr_db,
-        enough=left <= goal,
-        notes=_notes(prepared, harms, enough=left <= goal, min_sqnr_db=min_sqnr_db),
+        model=best.model,
+        nodes=_told(prepared, best.integers, harms),
+        sqnr_db=best.sqnr_db,
+        enough=enough,
+        notes=_notes(prepared, harms, enough=enough, min_sqnr_db=min_sqnr_db) if asked else (),
     )
 
 
-def _harms(prepared: Prepared, *, judge: Judge, budget_s: float) -> dict[str, float]:
-    """Node -> noise power of the worst output with that node alone in integers."""
-    start = time.monotonic()
-    nodes = prepared.placement.nodes
-    ordered = [node.name for node in prepared.model.graph.node if node.name in nodes]
-    found: dict[str, float] = {}
-    for name in progress.track(ordered, total=len(ordered)):
-        if found and time.monotonic() > start + budget_s:
-            break
-        found[name] = noise_power(judge.rounding(written_alone(prepared, name)))
-    return found
-
-
-def _prices(
-    prepared: Prepared, model: Any, *, feeds: Sequence[Feeds], threads: int
-) -> Mapping[str, float]:
-    """Node -> measured milliseconds that its integer form saves, at least a little."""
-    with fs.scratch_directory() as folder:
-        before, after = folder / "float.onnx", folder / "integers.onnx"
-        onnxio.save_model(prepared.model, before)
-        onnxio.save_model(model, after)
-        times = node_times(before, after, feeds=feeds, runs=_PROFILED_RUNS, threads=threads)
-    spent = {t.name: max(t.float_ms or 0.0, t.quantized_ms or 0.0) for t in times}
-    floor = _MOVERS_PRICE_SHARE * float(np.median(list(spent.values()) or [1.0])) + 1e-6
-    return {name: max(spent.get(name, 0.0), floor) for name in prepared.placement.nodes}
-
-
-def _next(
-    order: Sequence[str], harms: Mapping[str, float], *, left: float, goal: float
-) -> list[str]:
-    """So many of ``order`` that what the rest leaves is predicted to meet the goal; one at least.
-
-    The noise of single nodes adds up to that of all of them but nearly, and a difference of two
-    large sums says nothing of a small rest: the rest's share of the sum is taken instead.
-    """
-    total = sum(harms[name] for name in order)
-    for count in range(1, len(order)):
-        if left * sum(harms[name] for name in order[count:]) <= goal * total:
-            return list(order[:count])
-    return list(order)
-
-
 def _told(
-    prepared: Prepared, taken: Sequence[str], harms: Mapping[str, float]
+    prepared: Prepared, integers: frozenset[str], harms: Mapping[str, float]
 ) -> tuple[FloatNode, ...]:
-    operators = {node.name: str(node.op_type) for node in prepared.model.graph.node}
+    """The nodes that were put into float, the most harmful first; not those that followed them."""
+    operators = {str(node.name): str(node.op_type) for node in prepared.model.graph.node}
+    out = [n for n, harm in harms.items() if n not in integers and harm > 0]
     return tuple(
         FloatNode(
             name=name,
             operator=operators[name],
             reason=f"alone it would leave the outputs {-10 * np.log10(harms[name]):.1f} dB",
         )
-        for name in taken
-        if harms[name] > 0
+        for name in sorted(out, key=lambda name: -harms[name])
+        if name in connected(prepared.model, integers | {name})
     )
 
 
