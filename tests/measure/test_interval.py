@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from equipoise.data.metrics import get_metric
+from equipoise.errors import UsageError
 from equipoise.measure.interval import (
+    clustered_interval,
     median_interval,
     metric_interval,
     paired_drop,
     smallest_provable_drop,
+    student_t,
+    trimmed_mean,
 )
 
 value = get_metric("accuracy", labels=()).value
@@ -36,7 +41,7 @@ def test_equal_engines_are_not_proved_better_than_the_samples_allow() -> None:
     same = decisions(np.ones(300))
     drop = paired_drop(same, same, value, discrete=True)
     assert drop.value == 0
-    assert drop.high == pytest.approx(1 - 0.05 ** (1 / 300))
+    assert drop.high == pytest.approx(1 - 0.05 ** (1 / 300), rel=0.01)
     assert drop.high == pytest.approx(3 / 300, rel=0.01)
     assert smallest_provable_drop(30) > 0.09
 
@@ -72,3 +77,55 @@ def test_median_interval_holds_the_median() -> None:
     found = median_interval(np.random.default_rng(3).normal(2, 0.1, size=400))
     assert found.low < 2 < found.high
     assert found.high - found.low < 0.05
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 5, 40])
+def test_quantiles_of_t_are_those_of_scipy(degrees: int) -> None:
+    """To within 1 %, also with the few degrees that few openings leave."""
+    exact = stats.t.ppf(0.975, degrees)
+    assert student_t(0.975, degrees=degrees) == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize("count", [2, 4, 5, 8, 13])
+def test_trimmed_mean_is_that_of_scipy(count: int) -> None:
+    """And its standard error that of the trimmed t-test of one sample with itself left out."""
+    values = np.random.default_rng(count).normal(3, 1, count)
+    found = trimmed_mean(values)
+    assert found.mean == pytest.approx(stats.trim_mean(values, 0.2))
+    cut = int(0.2 * count)
+    winsorized = np.asarray(stats.mstats.winsorize(values, limits=(cut / count, cut / count)))
+    kept = count - 2 * cut
+    error = np.sqrt((count - 1) * winsorized.var(ddof=1) / (kept * (kept - 1)))
+    assert found.variance**0.5 == pytest.approx(error)
+    assert found.degrees == kept - 1
+
+
+def test_clustered_interval_covers_the_truth() -> None:
+    """At 4 clusters, and at 12 of which one in fifty is spoilt."""
+    random = np.random.default_rng(5)
+    for count, spoilt in ((4, 0.0), (12, 0.02)):
+        held = 0
+        for _ in range(400):
+            logs = random.normal(0, 0.02, count)
+            logs += (random.random(count) < spoilt) * random.normal(0, 0.5, count)
+            found = clustered_interval(2 * np.exp(logs))
+            held += found.low <= 2 <= found.high
+        assert held >= 0.93 * 400
+
+
+def test_clustered_interval_is_no_narrower_than_the_first_clusters_make_it() -> None:
+    """Noise that was seen before anybody looked stays, with the square root of the clusters."""
+    values = np.exp(np.r_[0.1 * np.tile([1, -1], 4), np.zeros(24)])
+    alone, late = clustered_interval(values[:8]), clustered_interval(values, first=8)
+    assert np.log(late.high) == pytest.approx(np.log(alone.high) / 2, rel=1e-6)
+    free = clustered_interval(values)
+    assert free.high - free.low < (late.high - late.low) / 2
+
+
+@pytest.mark.parametrize(
+    "values", [[], [1.0], [1.0, 0.0], [1.0, -2.0], [1.0, np.nan], [[1.0, 2.0]]]
+)
+def test_clusters_without_an_interval_are_refused(values: list) -> None:
+    """One cluster has no noise to be seen; a ratio is positive."""
+    with pytest.raises(UsageError, match="at least 2 positive finite values"):
+        clustered_interval(np.array(values))

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from equipoise.data.store import write_rows
+from equipoise.data.store import Rows, write_rows
+from equipoise.errors import InputError, UsageError
 from equipoise.measure import latency
 from equipoise.measure.bench import bench
-from equipoise.measure.latency import LatencyConfig, interleave, measure_latency, time_engines
+from equipoise.measure.glimpse import Glimpse
+from equipoise.measure.latency import (
+    LatencyConfig,
+    LatencyRecord,
+    interleave,
+    measure_latency,
+    plan_of,
+    spread,
+    time_engines,
+)
+from equipoise.measure.stopping import measure_until_narrow
+from equipoise.record import dumps as to_text
+from equipoise.record import loads
 from equipoise.runtimes.engine import EngineFile
+from equipoise.runtimes.protocol import SessionSettings
 
 
 class Clock:
@@ -79,27 +97,148 @@ def test_samples_and_order_take_turns(clock: Clock) -> None:
     ]  # fmt: skip
 
 
-def test_speedup_is_float_over_engine(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, linear_onnx: Path
-) -> None:
-    """An engine that takes half the time is twice as fast; the engine's own figures are its own."""
-    seen: list = []
+def rows_of(folder: Path, *, lengths: list[int]) -> Path:
+    """Samples of these batch sizes."""
+    write_rows(folder / "rows", [{"x": np.ones((length, 4), np.float32)} for length in lengths])
+    return folder / "rows"
 
-    def timed(engines, samples, *, threads, rounds):  # noqa: ARG001
-        seen.append(([engine.file for engine in engines], len(samples)))
-        return np.array([[4.0, 2.0]] * 30 + [[8.0, 4.0]] * 10)
 
-    monkeypatch.setattr(latency, "time_engines", timed)
-    write_rows(tmp_path / "rows", [{"x": np.ones((1, 4), np.float32)}] * 70)
-    other = tmp_path / "engine.onnx"
-    config = LatencyConfig(
-        engine=other, baseline=linear_onnx, samples=tmp_path / "rows", machine="m"
+@dataclass
+class Asked:
+    """What was asked of the fake below."""
+
+    files: list[Path]
+    runtimes: list[str]
+    samples: int
+    threads: tuple[int, ...]
+    rounds: list[int]
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Asked]]:
+    """Puts openings in the place of real ones: each attempt yields its own, again and again."""
+
+    def put(*attempts: list[list[float]]) -> list[Asked]:
+        asked: list[Asked] = []
+
+        def fake(engines, samples, *, threads, rounds):
+            files, runtimes = [e.file for e in engines], [e.runtime for e in engines]
+            asked.append(Asked(files, runtimes, len(samples), tuple(threads), list(rounds)))
+            for opening, count in enumerate(rounds):
+                mine = attempts[len(asked) - 1]
+                yield np.array([mine[opening % len(mine)]] * count)
+
+        monkeypatch.setattr(latency, "timed_openings", fake)
+        blind = partial(measure_until_narrow, glimpse=lambda: Glimpse(wall_s=0.0, own_s=0.0))
+        monkeypatch.setattr(latency, "measure_until_narrow", blind)
+        return asked
+
+    return put
+
+
+@pytest.fixture
+def config(tmp_path: Path, linear_onnx: Path) -> LatencyConfig:
+    return LatencyConfig(
+        engine=tmp_path / "engine.onnx",
+        baseline=linear_onnx,
+        samples=rows_of(tmp_path, lengths=[1] * 70),
+        machine="m",
     )
+
+
+STEADY = [[4.0, 2.0]]
+RAMP = [[4.0 + i / 4, 2.0 + i / 8] for i in range(8)]
+
+
+def test_speedup_is_float_over_engine(timed, config: LatencyConfig, tmp_path: Path) -> None:
+    """An engine that takes half the time is twice as fast; the engine's own figures are its own."""
+    asked = timed([[4.0, 2.0]] * 6 + [[8.0, 4.0]] * 2)
     found = measure_latency(config, output=tmp_path)
-    assert seen == [([linear_onnx, other], 64)]
-    assert (found.engine_ms, found.baseline_ms, found.rounds) == (2.0, 4.0, 40)
-    assert found.engine_p95_ms == 4.0
-    assert (found.speedup.low, found.speedup.value, found.speedup.high) == (2.0, 2.0, 2.0)
+    assert asked[0].files == [config.baseline, config.engine]
+    assert (asked[0].runtimes, asked[0].threads) == (["onnxruntime"] * 2, (1, 1))
+    assert (found.rounds, found.openings, found.stopped) == (64, 8, "narrow enough")
+    assert (found.engine_p95_ms, found.baseline_ms) == (4.0, 4.0)
+    assert found.speedup.low == pytest.approx(2.0) == pytest.approx(found.speedup.high)
+    assert found.engine_ms.low < 2.0 < found.engine_ms.value < found.engine_ms.high < 4.0
+    assert not found.repeated
+
+
+def test_threads_and_runtimes_of_both_may_differ(timed, config, tmp_path: Path) -> None:
+    """The baseline comes first."""
+    asked = timed(STEADY)
+    config = replace(config, threads=2, baseline_threads=1, baseline_runtime="reference")
+    measure_latency(config, output=tmp_path)
+    assert (asked[0].threads, asked[0].runtimes) == ((1, 2), ["reference", "onnxruntime"])
+
+
+def test_unsteady_machine_is_measured_once_more(timed, config, tmp_path: Path) -> None:
+    """The second measurement counts, with what it says of the machine."""
+    asked = timed(RAMP, STEADY)
+    found = measure_latency(config, output=tmp_path)
+    assert (len(asked), found.repeated, found.baseline_ms) == (2, True, 4.0)
+    assert found.drift.steady
+
+
+def test_machine_that_stays_unsteady_is_marked(timed, config, tmp_path: Path) -> None:
+    """It is not measured a third time."""
+    asked = timed(RAMP, RAMP)
+    found = measure_latency(config, output=tmp_path)
+    assert (len(asked), found.repeated, found.drift.steady) == (2, True, False)
+    assert "the baseline itself became" in found.drift.notes[0]
+
+
+def test_no_budget_no_second_measurement(timed, config, tmp_path: Path) -> None:
+    """The first one is marked."""
+    asked = timed(RAMP)
+    found = measure_latency(replace(config, budget_s=0.0), output=tmp_path)
+    assert (len(asked), found.repeated, found.drift.steady) == (1, False, False)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "rounds", "first", "most"),
+    [
+        ({}, 8, 8, 28),
+        ({"rounds": 4}, 1, 4, 16),
+        ({"rounds": 10}, 3, 4, 12),
+        ({"rounds": 16, "most_rounds": 16}, 2, 8, 8),
+        ({"rounds": 60, "most_rounds": 60}, 8, 8, 8),
+        ({"rounds": 64, "most_rounds": 320}, 8, 8, 40),
+    ],
+)
+def test_rounds_are_shared_among_openings(
+    config: LatencyConfig, numbers: dict, rounds: int, first: int, most: int
+) -> None:
+    """At least as many as asked for; openings in both orders equally often."""
+    plan = plan_of(replace(config, **numbers))
+    assert (plan.rounds, plan.first, plan.most) == (rounds, first, most)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"rounds": 3}, "3 rounds of a latency; it must be at least 4"),
+        ({"most_rounds": 59}, "most_rounds of a latency is 59; it must be at least 60"),
+        ({"threads": 0}, "threads of a latency is 0; it must be at least 1"),
+        ({"baseline_threads": 0}, "baseline_threads of a latency is 0"),
+        ({"budget_s": -1.0}, "budget_s of a latency is -1"),
+        ({"budget_s": float("nan")}, "budget_s of a latency is nan"),
+        ({"relative_width": 0.0}, "relative_width of a latency is 0; it must be above 0"),
+        ({"relative_width": float("inf")}, "relative_width of a latency is inf"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(config, numbers: dict, words: str) -> None:
+    """Before anything is measured."""
+    with pytest.raises(UsageError, match=words):
+        plan_of(replace(config, **numbers))
+
+
+def test_samples_of_every_size_take_turns(tmp_path: Path) -> None:
+    """Each part of the order of sizes gives one; those beyond the first 64 are not read."""
+    random = np.random.default_rng(0)
+    lengths = [int(n) for n in random.permutation(np.arange(1, 65))] + [1000] * 6
+    rows = Rows(rows_of(tmp_path, lengths=lengths))
+    assert [len(row["x"]) for row in spread(rows, count=4)] == [9, 25, 41, 57]
+    assert [len(row["x"]) for row in spread(rows, count=500)] == list(range(1, 65))
 
 
 def test_real_engines_are_timed_in_as_many_rounds_as_asked(linear_onnx, conv_onnx) -> None:
@@ -113,3 +252,63 @@ def test_real_engines_are_timed_in_as_many_rounds_as_asked(linear_onnx, conv_onn
     (record,) = bench([EngineFile(file=conv_onnx)], image, threads=1, rounds=4)
     assert (record.engine, record.rounds, record.speedup) == (str(conv_onnx), 4, None)
     assert 0 < record.latency_ms.low <= record.latency_ms.value <= record.latency_ms.high
+
+
+def test_bench_compares_with_the_first_and_says_how_the_machine_was(linear_onnx: Path) -> None:
+    """The reference runtime takes many times as long; all share what was seen of the machine."""
+    feeds = [{"x": np.ones((1, 4), np.float32)}]
+    engines = [EngineFile(file=linear_onnx), EngineFile(file=linear_onnx, runtime="reference")]
+    first, second = bench(engines, feeds, threads=1, rounds=16)
+    assert (first.speedup, second.rounds) == (None, 16)
+    assert second.speedup is not None
+    assert second.speedup.high < 0.5
+    assert second.speedup.value == pytest.approx(
+        first.latency_ms.value / second.latency_ms.value, rel=0.5
+    )
+    assert first.drift == second.drift
+    assert first.drift.steady == (not first.drift.notes)
+    assert json.loads(to_text(first))["drift"]["chance"] <= 1
+    with pytest.raises(UsageError, match="3 rounds"):
+        bench(engines, feeds, threads=1, rounds=3)
+
+
+def test_real_engine_is_measured_with_its_own_threads(
+    monkeypatch: pytest.MonkeyPatch, linear_onnx: Path, tmp_path: Path
+) -> None:
+    """Both are opened as often as the record says, in turned order, with their own threads."""
+    opened: list[tuple[str, int]] = []
+    real = EngineFile.session
+
+    def session(engine: EngineFile, settings: SessionSettings) -> Any:
+        opened.append((engine.runtime, settings.threads))
+        return real(engine, settings)
+
+    monkeypatch.setattr(EngineFile, "session", session)
+    config = LatencyConfig(
+        engine=linear_onnx,
+        baseline=linear_onnx,
+        baseline_runtime="reference",
+        samples=rows_of(tmp_path, lengths=[1, 2]),
+        machine="m",
+        rounds=4,
+        most_rounds=8,
+        threads=2,
+        baseline_threads=1,
+        budget_s=0.0,
+    )
+    found = measure_latency(config, output=tmp_path)
+    assert (found.rounds, found.openings, found.stopped in {"budget", "narrow enough"}) == (
+        4, 4, True
+    )  # fmt: skip
+    turn = [("reference", 1), ("onnxruntime", 2)]
+    assert opened == [*turn, *turn[::-1]] * 2
+    assert found.speedup.low > 1
+    assert loads(LatencyRecord, to_text(found), where="latency") == found
+
+
+def test_samples_that_do_not_fit_are_an_input_error(config, linear_onnx, tmp_path: Path) -> None:
+    """As the session says."""
+    write_rows(tmp_path / "wrong", [{"x": np.ones((1, 7), np.float32)}])
+    wrong = replace(config, engine=linear_onnx, samples=tmp_path / "wrong")
+    with pytest.raises(InputError, match="x"):
+        measure_latency(wrong, output=tmp_path)

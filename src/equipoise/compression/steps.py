@@ -158,7 +158,7 @@ class _Pruner:
             self._compression,
             pruning.cutting,
             baseline=self._baseline,
-            latency_ms=latency.engine_ms,
+            latency_ms=latency.engine_ms.value,
         )
         self._metric = self._compression.validation_metric(self._original)
         self._steps: list[PruneStep] = []
@@ -303,7 +303,7 @@ def side_of(source: Source, compression: Compression, *, original: Source, name:
         parameters=engine.parameters,
         multiply_accumulates=engine.multiply_accumulates,
         size_bytes=engine.size_bytes,
-        latency_ms=latency.engine_ms,
+        latency_ms=latency.engine_ms.value,
         speedup=ORIGINAL if source == original else latency.speedup,
         metric=score.metric,
         drop=compression.drop(reference, score),

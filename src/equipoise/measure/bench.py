@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
-from equipoise.measure.interval import Interval, median_interval
-from equipoise.measure.latency import time_engines
+from equipoise import progress
+from equipoise.measure.glimpse import look
+from equipoise.measure.interval import Interval, clustered_interval
+from equipoise.measure.latency import Times, openings_of, shared, timed_openings
+from equipoise.measure.steadiness import Steadiness, judge
+from equipoise.measure.stopping import medians
 from equipoise.runtimes.engine import EngineFile
 from equipoise.spec import Array
+
+_TOLERANCE: Final = 0.02
+"""The smallest change of the first engine's own times that is worth a word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +28,13 @@ class BenchRecord:
     Attributes:
         engine: Engine file.
         threads: Threads per operator.
-        latency_ms: Median with its 95 % interval over rounds, milliseconds per inference.
+        latency_ms: With its 95 % interval over openings, milliseconds per inference: the median of
+            each opening, and of those the trimmed mean.
         p95_ms: 95th percentile over rounds.
         rounds: Number of rounds.
-        speedup: Latency of the other engine / latency of this one; None without another.
+        speedup: Latency of the first engine / latency of this one, in the same way; None for the
+            first.
+        drift: Whether the machine was steady meanwhile; the same for all engines.
     """
 
     engine: str
@@ -32,6 +43,7 @@ class BenchRecord:
     p95_ms: float
     rounds: int
     speedup: Interval | None
+    drift: Steadiness
 
 
 def bench(
@@ -47,17 +59,36 @@ def bench(
         engines: What to time.
         samples: Inputs that take turns.
         threads: Threads per operator.
-        rounds: Number of rounds.
+        rounds: Number of rounds, at least 4: shared among 8 openings, or 4 if fewer than 16.
+
+    Raises:
+        UsageError: There are fewer rounds.
+        InputError: The samples do not fit an engine.
     """
-    times = time_engines(engines, samples, threads=threads, rounds=rounds)
+    shares = shared(rounds, openings_of(rounds))
+    openings, seen = list[Times](), [look()]
+    timed = timed_openings(engines, samples, threads=[threads] * len(engines), rounds=shares)
+    for times in progress.track(timed, total=len(shares)):
+        openings.append(times)
+        seen.append(look())
+    drift = judge(seen, medians(openings, 0), threads=threads, tolerance=_TOLERANCE)
     return tuple(
-        BenchRecord(
-            engine=str(engine.file),
-            threads=threads,
-            latency_ms=median_interval(times[:, index]),
-            p95_ms=float(np.quantile(times[:, index], 0.95)),
-            rounds=rounds,
-            speedup=median_interval(times[:, 0] / times[:, index]) if index else None,
-        )
+        _record(openings, index, file=str(engine.file), threads=threads, drift=drift)
         for index, engine in enumerate(engines)
+    )
+
+
+def _record(
+    openings: Sequence[Times], index: int, *, file: str, threads: int, drift: Steadiness
+) -> BenchRecord:
+    times = np.concatenate(openings)
+    ratios = np.array([np.median(part[:, 0] / part[:, index]) for part in openings])
+    return BenchRecord(
+        engine=file,
+        threads=threads,
+        latency_ms=clustered_interval(medians(openings, index)),
+        p95_ms=float(np.quantile(times[:, index], 0.95)),
+        rounds=len(times),
+        speedup=clustered_interval(ratios) if index else None,
+        drift=drift,
     )

@@ -1,15 +1,19 @@
 """Latency of an engine against the float engine: interleaved rounds in one process.
 
 Shared machines drift by more than the differences that matter. So both engines run in turn in one
-process, each round gives one ratio, and the claim is the median of the ratios with its interval.
+process, each round gives one ratio, and the claim is about the ratios.
+
+Both are opened anew again and again, until the interval of the ratio is narrow enough; see
+``stopping.py``.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +22,17 @@ from numpy.typing import NDArray
 
 from equipoise import progress
 from equipoise.data.store import Rows
-from equipoise.measure.interval import Interval, median_interval
+from equipoise.errors import UsageError
+from equipoise.measure.interval import Interval, clustered_interval
+from equipoise.measure.steadiness import Steadiness
+from equipoise.measure.stopping import (
+    MORE_OPENINGS,
+    Measured,
+    Plan,
+    Stopped,
+    measure_until_narrow,
+    medians,
+)
 from equipoise.runtimes.engine import EngineFile
 from equipoise.runtimes.protocol import Session, SessionSettings
 from equipoise.spec import Array
@@ -27,7 +41,13 @@ _BLOCK_S: Final = 0.004
 """A timed block lasts at least as long, so that the clock and the loop cost nothing beside it."""
 
 _WARM_UP_S: Final = 0.15
+_WARM_AGAIN_S: Final = 0.05
+"""From the second opening on, when the clock of the CPU is up already."""
+
 _OPENINGS: Final = 4
+_FIRST_OPENINGS: Final = 8
+_MANY_ROUNDS: Final = 16
+_MORE_ROUNDS: Final = 4
 _MOST_SAMPLES: Final = 64
 
 
@@ -45,11 +65,18 @@ class LatencyConfig:
     Attributes:
         engine: Engine file.
         baseline: Float engine file.
-        runtime: Runtime of both.
-        samples: Directory of inputs; up to 64 real samples take turns.
-        rounds: Number of interleaved rounds.
-        threads: Threads per operator.
+        samples: Directory of inputs; of the first 64, some of every size take turns.
         machine: Description of the machine, so that a result is never taken for another's.
+        runtime: Runtime of the engine.
+        baseline_runtime: Runtime of the float engine; None for the same.
+        rounds: Interleaved rounds at least, shared among 8 openings; among 4 if fewer than 16.
+        most_rounds: Rounds at most; None for four times the least.
+        relative_width: Stop when the 95 % interval of the speed-up is at most so wide, relative to
+            its value.
+        budget_s: Stop when no more openings fit in so many seconds. The least is always measured.
+        threads: Threads per operator of the engine.
+        baseline_threads: Of the float engine; None for the same.
+        take: Which of several measurements of the same; it tells their kept results apart.
     """
 
     engine: Path
@@ -57,8 +84,14 @@ class LatencyConfig:
     samples: Path
     machine: str
     runtime: str = "onnxruntime"
+    baseline_runtime: str | None = None
     rounds: int = 60
+    most_rounds: int | None = None
+    relative_width: float = 0.02
+    budget_s: float = 60.0
     threads: int = 1
+    baseline_threads: int | None = None
+    take: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,38 +99,129 @@ class LatencyRecord:
     """What was measured, in milliseconds per inference.
 
     Attributes:
-        engine_ms: Median of the engine.
+        engine_ms: Of the engine, with its 95 % interval over openings: the median of each opening,
+            and of those the trimmed mean.
         engine_p95_ms: 95th percentile over rounds.
         baseline_ms: Median of the float engine in the same rounds.
-        speedup: Float latency / engine latency.
+        speedup: Float latency / engine latency, as ``engine_ms``.
         rounds: Number of rounds.
+        openings: How often both were opened.
+        drift: Whether the machine was steady meanwhile.
+        repeated: Whether it is the second measurement, since the machine was not steady in the
+            first; it may not have been in the second either.
+        stopped: Why no more was measured.
     """
 
-    engine_ms: float
+    engine_ms: Interval
     engine_p95_ms: float
     baseline_ms: float
     speedup: Interval
     rounds: int
+    openings: int
+    drift: Steadiness
+    repeated: bool
+    stopped: Stopped
 
 
 def measure_latency(config: LatencyConfig, *, output: Path) -> LatencyRecord:  # noqa: ARG001
     """Measure ``config.engine`` against ``config.baseline``.
 
+    Where the machine was not steady meanwhile, it is measured once more from the beginning, if the
+    budget has room for it. The second measurement counts, whatever it says: choosing would favour
+    one answer.
+
     Raises:
         InputError: The samples do not fit an engine.
+        UsageError: A number of the config is out of range.
     """
-    rows = Rows(config.samples)
+    plan = plan_of(config)
+    found = _measured(config, plan)
+    left = plan.budget_s - found.seconds
+    again = not found.drift.steady and left >= found.seconds * plan.first / len(found.openings)
+    if again:
+        found = _measured(config, replace(plan, budget_s=left))
+    return _record(found, plan, repeated=again)
+
+
+def plan_of(config: LatencyConfig) -> Plan:
+    """How much ``config`` asks for. Raises UsageError for a number out of range."""
+    most_rounds = _MORE_ROUNDS * config.rounds if config.most_rounds is None else config.most_rounds
+    first = openings_of(config.rounds)
+    _check(config, most_rounds=most_rounds)
+    rounds = math.ceil(config.rounds / first)
+    more = max(0, most_rounds - first * rounds) // (rounds * MORE_OPENINGS)
+    return Plan(
+        rounds=rounds,
+        first=first,
+        most=first + MORE_OPENINGS * more,
+        relative_width=config.relative_width,
+        budget_s=config.budget_s,
+        threads=max(_threads(config)),
+    )
+
+
+def openings_of(rounds: int) -> int:
+    """Among how many openings so many rounds are shared. Raises UsageError for fewer than 4."""
+    if rounds < _OPENINGS:
+        raise UsageError(f"{rounds} rounds of a latency; it must be at least {_OPENINGS}")
+    return _FIRST_OPENINGS if rounds >= _MANY_ROUNDS else _OPENINGS
+
+
+def _check(config: LatencyConfig, *, most_rounds: int) -> None:
+    for name, value, least in (
+        ("most_rounds", most_rounds, config.rounds),
+        ("threads", config.threads, 1),
+        ("baseline_threads", min(_threads(config)), 1),
+        ("budget_s", config.budget_s, 0),
+    ):
+        if not least <= value < math.inf:
+            raise UsageError(f"{name} of a latency is {value:g}; it must be at least {least}")
+    if not 0 < config.relative_width < math.inf:
+        raise UsageError(
+            f"relative_width of a latency is {config.relative_width:g}; it must be above 0"
+        )
+
+
+def _threads(config: LatencyConfig) -> tuple[int, int]:
+    """Of the float engine and of the engine."""
+    own = config.threads
+    return own if config.baseline_threads is None else config.baseline_threads, own
+
+
+def _measured(config: LatencyConfig, plan: Plan) -> Measured:
+    files = (
+        EngineFile(file=config.baseline, runtime=config.baseline_runtime or config.runtime),
+        EngineFile(file=config.engine, runtime=config.runtime),
+    )
+    openings = timed_openings(
+        files,
+        spread(Rows(config.samples), count=plan.rounds),
+        threads=_threads(config),
+        rounds=[plan.rounds] * plan.most,
+    )
+    return measure_until_narrow(openings, plan)
+
+
+def spread(rows: Rows, *, count: int) -> list[dict[str, Array]]:
+    """At most ``count`` of the first 64 samples, of every size: one from each part of the order."""
     samples = [rows[i] for i in range(min(len(rows), _MOST_SAMPLES))]
-    engines = [
-        EngineFile(file=file, runtime=config.runtime) for file in (config.baseline, config.engine)
-    ]
-    times = time_engines(engines, samples, threads=config.threads, rounds=config.rounds)
+    samples.sort(key=lambda row: sum(array.nbytes for array in row.values()))
+    kept = min(count, len(samples))
+    return [samples[int((part + 0.5) * len(samples) / kept)] for part in range(kept)]
+
+
+def _record(found: Measured, plan: Plan, *, repeated: bool) -> LatencyRecord:
+    times = np.concatenate(found.openings)
     return LatencyRecord(
-        engine_ms=float(np.median(times[:, 1])),
+        engine_ms=clustered_interval(medians(found.openings, 1), first=plan.first),
         engine_p95_ms=float(np.quantile(times[:, 1], 0.95)),
         baseline_ms=float(np.median(times[:, 0])),
-        speedup=median_interval(times[:, 0] / times[:, 1]),
+        speedup=found.speedup,
         rounds=len(times),
+        openings=len(found.openings),
+        drift=found.drift,
+        repeated=repeated,
+        stopped=found.stopped,
     )
 
 
@@ -122,27 +246,56 @@ def time_engines(
     Returns:
         float64 [rounds, engines]: milliseconds per inference.
     """
-    settings = SessionSettings(threads=threads)
-    parts = []
-    for opening in range(_OPENINGS):
+    shares = shared(rounds, _OPENINGS)
+    openings = timed_openings(engines, samples, threads=[threads] * len(engines), rounds=shares)
+    return np.concatenate(list(progress.track(openings, total=len(shares))))
+
+
+def shared(rounds: int, openings: int) -> list[int]:
+    """``rounds`` shared among ``openings``; those that get none are left out."""
+    shares = (rounds // openings + (index < rounds % openings) for index in range(openings))
+    return [share for share in shares if share]
+
+
+def timed_openings(
+    engines: Sequence[EngineFile],
+    samples: Sequence[dict[str, Array]],
+    *,
+    threads: Sequence[int],
+    rounds: Iterable[int],
+) -> Iterator[Times]:
+    """Open the engines and time them in interleaved rounds, again and again in turned order.
+
+    Args:
+        engines: What to time.
+        samples: Inputs that take turns.
+        threads: Threads per operator of each.
+        rounds: Of each opening.
+
+    Yields:
+        float64 [rounds, engines] of an opening: milliseconds per inference. All are closed then.
+    """
+    settings = [SessionSettings(threads=count) for count in threads]
+    for opening, count in enumerate(rounds):
         order = range(len(engines)) if opening % 2 == 0 else reversed(range(len(engines)))
         with ExitStack() as stack:
             opened = {
-                index: stack.enter_context(engines[index].session(settings)) for index in order
+                index: stack.enter_context(engines[index].session(settings[index]))
+                for index in order
             }
             sessions = [opened[index] for index in range(len(engines))]
-            count = rounds // _OPENINGS + (opening < rounds % _OPENINGS)
-            parts.append(interleave(sessions, samples, rounds=count))
-        progress.report(opening + 1, _OPENINGS)
-    return np.concatenate(parts)
+            warm_up_s = _WARM_AGAIN_S if opening else _WARM_UP_S
+            times = interleave(sessions, samples, rounds=count, warm_up_s=warm_up_s)
+        yield times
 
 
-def interleave(
+def interleave(  # noqa: PLR0913  what is timed, how much of it, and by which clock
     sessions: Sequence[Session],
     samples: Sequence[dict[str, Array]],
     *,
     rounds: int,
     block_s: float = _BLOCK_S,
+    warm_up_s: float = _WARM_UP_S,
     clock: Clock | None = None,
 ) -> Times:
     """Time the sessions in turn on the same samples.
@@ -155,13 +308,16 @@ def interleave(
         samples: Inputs that take turns.
         rounds: Number of rounds.
         block_s: A timed block lasts at least as long.
+        warm_up_s: Each runs at least as long before, and every sample once.
         clock: Reads the time; that on the wall when None.
 
     Returns:
         float64 [rounds, sessions]: milliseconds per inference.
     """
     clock = clock or time.perf_counter
-    repeats = max(_warm_up(session, samples, block_s=block_s) for session in sessions)
+    repeats = max(
+        _warm_up(session, samples, block_s=block_s, least_s=warm_up_s) for session in sessions
+    )
     times = np.empty((rounds, len(sessions)))
     order = list(range(len(sessions)))
     for index in range(rounds):
@@ -174,10 +330,12 @@ def interleave(
     return times
 
 
-def _warm_up(session: Session, samples: Sequence[dict[str, Array]], *, block_s: float) -> int:
+def _warm_up(
+    session: Session, samples: Sequence[dict[str, Array]], *, block_s: float, least_s: float
+) -> int:
     """Run for a while; return how many runs make a block of useful length."""
     begin, runs = time.perf_counter(), 0
-    while (passed := time.perf_counter() - begin) < _WARM_UP_S or runs < len(samples):
+    while (passed := time.perf_counter() - begin) < least_s or runs < len(samples):
         session.run(samples[runs % len(samples)])
         runs += 1
     return max(1, round(block_s * runs / passed))

@@ -28,7 +28,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import NormalDist
 from typing import Final, Literal
 
 import numpy as np
@@ -37,6 +36,7 @@ from equipoise import fs, progress, record
 from equipoise.data.store import Rows
 from equipoise.errors import BackendError, UsageError
 from equipoise.isolation import run_isolated
+from equipoise.measure.interval import Estimate, student_t, trimmed_mean
 from equipoise.measure.latency import interleave
 from equipoise.runtimes.engine import EngineFile
 from equipoise.runtimes.protocol import SessionSettings
@@ -48,7 +48,6 @@ LOCK_PAIRS: Final = (16, 48)
 CHECK_PAIRS: Final = (8, 32)
 """Pairs of openings: at first, and at most."""
 
-_TRIMMED: Final = 0.2
 _STOP: Final = 0.995
 _ALARM: Final = 0.99
 _SEEN: Final = 0.95
@@ -113,21 +112,6 @@ class Openings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A trimmed mean.
-
-    Attributes:
-        mean: The mean of the middle three fifths.
-        variance: Of that mean.
-        degrees: Degrees of freedom of the variance.
-    """
-
-    mean: float
-    variance: float
-    degrees: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Change:
     """How the latency ratio has changed: 0.05 is 5 % slower than it was.
 
@@ -152,21 +136,6 @@ Measure = Callable[[int], Openings]
 """Times so many pairs of openings more."""
 
 
-def student_t(probability: float, *, degrees: float) -> float:
-    """Quantile of Student's t for at least 3 degrees of freedom, to within 1 %.
-
-    Abramowitz and Stegun, Handbook of Mathematical Functions, 1964, 26.7.5.
-    """
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / degrees ** (power + 1) for power, term in enumerate(terms))
-
-
 def estimate(log_ratios: Sequence[float]) -> Estimate:
     """The trimmed mean over pairs of openings.
 
@@ -182,17 +151,7 @@ def estimate(log_ratios: Sequence[float]) -> Estimate:
             f"{len(values)} openings of an engine; needed are pairs, at least {_FEWEST_PAIRS}, of"
             " finite ratios"
         )
-    pairs = np.sort(values.reshape(-1, 2).mean(1))
-    count = len(pairs)
-    cut = int(_TRIMMED * count)
-    kept = count - 2 * cut
-    winsorized = np.clip(pairs, pairs[cut], pairs[count - cut - 1])
-    squares = float(((winsorized - winsorized.mean()) ** 2).sum())
-    return Estimate(
-        mean=float(pairs[cut : count - cut].mean()),
-        variance=squares / (kept * (kept - 1)),
-        degrees=kept - 1.0,
-    )
+    return trimmed_mean(values.reshape(-1, 2).mean(1))
 
 
 def change(

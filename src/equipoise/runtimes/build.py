@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from equipoise.runtimes.engine import write_engine_manifest
@@ -30,17 +31,20 @@ class BuildConfig:
 
 
 def build(config: BuildConfig, *, output: Path) -> EngineRecord:
-    """Build the engine in ``output``.
+    """Build the engine in ``output``; the record says how long that took.
+
+    The manifest beside the engine does not: the same engine has the same manifest.
 
     Raises:
         SourceError: The model is none that the runtime accepts.
         IncompatibleError: It cannot be built for what the options ask for.
         UsageError: There is no such runtime.
     """
-    made = builder(config.runtime).build(
-        config.model, output, settings=config.settings, options=config.options
-    )
+    chosen = builder(config.runtime)
+    begin = time.monotonic()
+    made = chosen.build(config.model, output, settings=config.settings, options=config.options)
+    build_s = time.monotonic() - begin
     write_engine_manifest(
         output, made, target=config.target, runtime=config.runtime, settings=config.settings
     )
-    return made
+    return replace(made, build_s=build_s)

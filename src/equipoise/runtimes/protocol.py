@@ -100,6 +100,8 @@ class EngineRecord:
         version: Of the runtime that made it, where the engine holds for that one alone.
         compute_capabilities: Of the NVIDIA GPUs that it holds for.
         loaded: Whether it was loaded here; an engine for another device is only built.
+        build_s: How long building it took, the import of its runtime included; 0 where that was
+            not measured.
     """
 
     file: str
@@ -109,6 +111,7 @@ class EngineRecord:
     version: str = ""
     compute_capabilities: tuple[str, ...] = ()
     loaded: bool = True
+    build_s: float = 0.0
 
 
 class Session(Protocol):
