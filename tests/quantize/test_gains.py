@@ -12,14 +12,14 @@ import pytest
 from equipoise import onnxio, record
 from equipoise.data.store import write_rows
 from equipoise.errors import RecipeError, SourceError
-from equipoise.quantize.attribution import Attribution, nodes_of
+from equipoise.quantize.attribution import Attribution
 from equipoise.quantize.borders import find_borders, find_joins
 from equipoise.quantize.calibrate import CalibrateConfig, calibrate
 from equipoise.quantize.gains import weigh_nodes
 from equipoise.quantize.nodes import connected
 from equipoise.quantize.plans import GainsRecord, node_facts, plans
 from equipoise.quantize.quantize import QuantizeConfig, quantize
-from equipoise.quantize.rewritten import kernel_times, rewritten_kernels
+from equipoise.quantize.rewritten import profile_kernels
 from equipoise.quantize.schemes import DynamicInt8, StaticInt8
 from equipoise.quantize.static import prepare_static, written
 from equipoise.quantize.weighing import TimingSettings, designs, time_nodes
@@ -200,14 +200,14 @@ def test_every_kernel_belongs_to_a_node_or_a_border(prepared, tmp_path: Path) ->
     for index, design in enumerate(designs(model, find_borders(model))):
         path = tmp_path / f"{index}.onnx"
         onnxio.save_model(written(model, without=model.placement.nodes - design), path)
-        kernels = rewritten_kernels(path)
+        kernels, times = profile_kernels(path, feeds=rows[:1], runs=3)
         places = attribution.places(kernels)
-        times = kernel_times(path, feeds=rows[:1], runs=3)
-        spent = attribution.spent(times, places)
+        spent = attribution.spent(kernels, times)
         assert spent.total == pytest.approx(sum(ms for _, ms in times.values()))
         assert spent.other < 0.1 * spent.total
-        assert set(times) <= {kernel.name for kernel in kernels}
-        present = nodes_of(places.values())
+        assert set(times) == {kernel.name for kernel in kernels}
+        present = frozenset(p.name for p in places.values() if p.kind == "node")
+        assert present == frozenset(spent.nodes)
         for name in model.placement.nodes - {join.name for join in find_joins(model)}:
             assert present & {name, *_followers(model.model, name)}, (name, present)
         passed = {p.name for p in places.values() if p.kind == "border"}

@@ -8,7 +8,7 @@ node whose tensor it gives, and what rounds, restores or reorders a tensor belon
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -73,8 +73,9 @@ class Attribution:
                     found[maker.name] = found[kernel.name]
         return found
 
-    def spent(self, times: Times, places: Mapping[str, Place]) -> Spent:
-        """The time of one session, kernel by kernel, at its places."""
+    def spent(self, kernels: Sequence[Kernel], times: Times) -> Spent:
+        """The time of the kernels of one session, at their places."""
+        places = self.places(kernels)
         found: dict[Place, float] = defaultdict(float)
         for name, (_, milliseconds) in times.items():
             found[places.get(name, Place(kind="other"))] += milliseconds
@@ -200,8 +201,3 @@ class _Merging:
             and layer.output[0] in node.input
             and (self._readers[layer.output[0]] == 1)
         )
-
-
-def nodes_of(places: Iterable[Place]) -> frozenset[str]:
-    """The nodes that have a kernel."""
-    return frozenset(place.name for place in places if place.kind == "node")

@@ -24,6 +24,7 @@ _MADE_UP: Final = re.compile(r"(_token_\d+|_nchwc|/duplicated)+$")
 
 _FLOAT_LAYERS: Final = LAYERS | {"FusedConv", "FusedGemm", "FusedMatMul"}
 _KERNEL: Final = "_kernel_time"
+_REWRITTEN: Final = "rewritten.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,30 +96,23 @@ def rewritten_graph(model: Path, *, threads: int = 1) -> RewrittenGraph:
     )
 
 
-def rewritten_kernels(model: Path, *, threads: int = 1) -> tuple[Kernel, ...]:
-    """The kernels that ONNX Runtime runs for a model, in the order of the rewritten graph.
-
-    Raises:
-        SourceError: ONNX Runtime refuses the model.
-    """
-    return tuple(
-        Kernel(
-            name=str(node.name),
-            operator=str(node.op_type),
-            inputs=tuple(node.input),
-            outputs=tuple(node.output),
-        )
-        for node in _rewritten(model, threads=threads).graph.node
-    )
-
-
 def _rewritten(model: Path, *, threads: int) -> Any:
     """The graph after the runtime's rewriting, without its large weights."""
     with fs.scratch_directory() as folder:
-        options = session_options(SessionSettings(threads=threads))
-        options.optimized_model_filepath = str(folder / "rewritten.onnx")
+        options = _keeping_graph(folder, threads=threads)
         open_inference_session(model, options=options)
-        return extras.require("onnx").load(folder / "rewritten.onnx", load_external_data=False)
+        return _kept_graph(folder)
+
+
+def _keeping_graph(folder: Path, *, threads: int) -> Any:
+    """Options of a session that writes its rewritten graph into ``folder``."""
+    options = session_options(SessionSettings(threads=threads))
+    options.optimized_model_filepath = str(folder / _REWRITTEN)
+    return options
+
+
+def _kept_graph(folder: Path) -> Any:
+    return extras.require("onnx").load(folder / _REWRITTEN, load_external_data=False)
 
 
 def _reads_dequantized(node: Any, wires: Wiring) -> bool:
@@ -151,7 +145,7 @@ def node_times(
         threads: Threads per operator.
     """
     before, after = (
-        _plainly_named(kernel_times(path, feeds=feeds, runs=runs, threads=threads))
+        _plainly_named(_kernel_times(path, feeds=feeds, runs=runs, threads=threads))
         for path in (original, quantized)
     )
     before = _by_node(before, original=original, quantized=quantized)
@@ -193,8 +187,18 @@ def _by_node(times: Times, *, original: Path, quantized: Path) -> Times:
     return {n if n in known else makers.get(n, n): found for n, found in times.items()}
 
 
-def kernel_times(model: Path, *, feeds: Sequence[Feeds], runs: int, threads: int = 1) -> Times:
-    """Profile a model: the time of each kernel, under the name that the runtime gives it.
+def _kernel_times(model: Path, *, feeds: Sequence[Feeds], runs: int, threads: int) -> Times:
+    """Profile a model: the time of each kernel, under the name that the runtime gives it."""
+    options = session_options(SessionSettings(threads=threads))
+    return _profile(model, options, feeds=feeds, runs=runs)
+
+
+def profile_kernels(
+    model: Path, *, feeds: Sequence[Feeds], runs: int, threads: int = 1
+) -> tuple[tuple[Kernel, ...], Times]:
+    """Profile a model: its kernels, in the order of the rewritten graph, and the time of each.
+
+    Both are of one session: the runtime makes up other names when it rewrites the graph again.
 
     Args:
         model: ONNX file.
@@ -206,7 +210,22 @@ def kernel_times(model: Path, *, feeds: Sequence[Feeds], runs: int, threads: int
         SourceError: ONNX Runtime refuses the model, or cannot run it on the samples.
     """
     with fs.scratch_directory() as folder:
-        options = session_options(SessionSettings(threads=threads))
+        options = _keeping_graph(folder, threads=threads)
+        times = _profile(model, options, feeds=feeds, runs=runs)
+        return tuple(map(_kernel, _kept_graph(folder).graph.node)), times
+
+
+def _kernel(node: Any) -> Kernel:
+    return Kernel(
+        name=str(node.name),
+        operator=str(node.op_type),
+        inputs=tuple(node.input),
+        outputs=tuple(node.output),
+    )
+
+
+def _profile(model: Path, options: Any, *, feeds: Sequence[Feeds], runs: int) -> Times:
+    with fs.scratch_directory() as folder:
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "profile")
         session = open_inference_session(model, options=options)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from equipoise.quantize.attribution import Place, Spent, merged, nodes_of
+from equipoise.quantize.attribution import Spent, merged
 from equipoise.quantize.borders import (
     STATES,
     Border,
@@ -76,7 +76,6 @@ def fit_times(
     openings: Sequence[Sequence[Spent]],
     *,
     designs: Sequence[Design],
-    places: Sequence[Mapping[str, Place]],
     sizes: Mapping[str, int],
 ) -> Timing:
     """The times of nodes and borders that explain the profiles best.
@@ -85,10 +84,14 @@ def fit_times(
         prepared: What may run in integers.
         openings: Where each design spent its time, for each time that all were opened.
         designs: What was profiled; all in float first, everything in integers second.
-        places: Kernel -> its place, for each design.
         sizes: Tensor at a border -> number of its values.
     """
-    return _Fit(prepared, designs=designs, places=places, sizes=sizes).timing(openings)
+    present = [
+        frozenset[str]().union(*(one.nodes for one in spent))
+        for spent in zip(*openings, strict=True)
+    ]
+    groups = merged(prepared.model, present, able=prepared.placement.nodes)
+    return _Fit(prepared, designs=designs, groups=groups, sizes=sizes).timing(openings)
 
 
 class _Fit:
@@ -99,14 +102,12 @@ class _Fit:
         prepared: Prepared,
         *,
         designs: Sequence[Design],
-        places: Sequence[Mapping[str, Place]],
+        groups: Sequence[tuple[str, ...]],
         sizes: Mapping[str, int],
     ) -> None:
         self._prepared, self._designs = prepared, designs
         self._borders, self._sizes = find_borders(prepared), sizes
-        self._able = prepared.placement.nodes
-        present = [nodes_of(found.values()) for found in places]
-        self._groups = merged(prepared.model, present, able=self._able)
+        self._able, self._groups = prepared.placement.nodes, groups
 
     def timing(self, openings: Sequence[Sequence[Spent]]) -> Timing:
         fits = [self._fitted(spent) for spent in openings]

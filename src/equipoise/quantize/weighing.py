@@ -19,7 +19,7 @@ from equipoise.quantize.attribution import Attribution, Spent
 from equipoise.quantize.borders import Border, find_borders, find_joins
 from equipoise.quantize.nodes import connected
 from equipoise.quantize.observe import observing
-from equipoise.quantize.rewritten import kernel_times, rewritten_kernels
+from equipoise.quantize.rewritten import profile_kernels
 from equipoise.quantize.static import Prepared, written, written_alone
 from equipoise.quantize.sweeps import Judge, noise_power
 from equipoise.quantize.timing import Design, Timing, fit_times
@@ -96,7 +96,7 @@ def time_nodes(
             for opening in progress.track(range(settings.openings), total=settings.openings)
         ]
     sizes = _sizes(prepared, borders, feeds=feeds[0], threads=threads)
-    return fit_times(prepared, openings, designs=chosen, places=sessions.places, sizes=sizes)
+    return fit_times(prepared, openings, designs=chosen, sizes=sizes)
 
 
 class _Sessions:
@@ -110,16 +110,16 @@ class _Sessions:
         self._files = [folder / f"{index}.onnx" for index in range(len(chosen))]
         for file, design in zip(self._files, chosen, strict=True):
             onnxio.save_model(written(prepared, without=prepared.placement.nodes - design), file)
-        kernels = [rewritten_kernels(file, threads=threads) for file in self._files]
-        self.places = [self._attribution.places(found) for found in kernels]
 
     def opened(self, feeds: Sequence[Feeds], *, runs: int, turned: bool) -> list[Spent]:
         """Open every model once, in turned order, and say where its runs spend their time."""
         found: dict[int, Spent] = {}
         order = range(len(self._files))
         for index in reversed(order) if turned else order:
-            times = kernel_times(self._files[index], feeds=feeds, runs=runs, threads=self._threads)
-            found[index] = self._attribution.spent(times, self.places[index])
+            kernels, times = profile_kernels(
+                self._files[index], feeds=feeds, runs=runs, threads=self._threads
+            )
+            found[index] = self._attribution.spent(kernels, times)
         return [found[index] for index in order]
 
 
