@@ -43,6 +43,7 @@ from equipoise.measure.interval import Interval, median_interval
 from equipoise.pipeline import Pipeline
 from equipoise.pruning import PruneRequest, prune_model
 from equipoise.runtimes.onnxruntime.session import open_session
+from equipoise.search.goal import Goal
 from equipoise.sources.source import Source, parse_source
 from equipoise.sources.torch_model import NamedModule, load_module
 from equipoise.stages import versions_of
@@ -363,7 +364,7 @@ def tune_config(request: PruneRequest, *, task: str) -> TuneConfig:
         task=task,
         output=request.output.parent / "tuned",
         threads=1,
-        max_drop=0.01,
+        goal=Goal(max_drop=0.01),
         time_limit_s=7200,
     )
 

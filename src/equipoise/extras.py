@@ -31,7 +31,8 @@ EXTRA_OF: Final[dict[str, str]] = {
     "pynvml": "nvidia",
     "accelerate": "compress",
     "torch_pruning": "compress",
-    "optuna": "compress",
+    "optuna": "tune",
+    "tomli_w": "tune",
     "cryptography": "verify",
     "model_signing": "sign",
 }

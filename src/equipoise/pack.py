@@ -16,8 +16,8 @@ from equipoise.pipeline import Pipeline
 from equipoise.quantize.schemes import StaticInt8
 from equipoise.recipe import Recipe
 from equipoise.runtimes.protocol import SessionSettings
-from equipoise.search.candidates import BASELINE
 from equipoise.search.result import TuneResult
+from equipoise.search.space import BASELINE
 
 
 def pack(
@@ -47,7 +47,8 @@ def pack(
 
 
 def _part(pipeline: Pipeline, recipe: Recipe, *, fallback: bool) -> Part:
-    built = pipeline.build(pipeline.make(recipe).model, label=recipe.name)
+    threads = recipe.threads or pipeline.job.threads
+    built = pipeline.build(pipeline.make(recipe).model, label=recipe.name, threads=recipe.threads)
     target = pipeline.job.target
     files = engine_files(built.files, file=built.record.file)
     precision = precision_of(files[built.record.file]) or "unknown"
@@ -56,7 +57,7 @@ def _part(pipeline: Pipeline, recipe: Recipe, *, fallback: bool) -> Part:
         file=built.record.file,
         files=files,
         runtime=target.runtime,
-        settings=SessionSettings(threads=pipeline.job.threads),
+        settings=SessionSettings(threads=threads),
         target=target.name,
         precision=precision,
         needs=Needs(any_cpu_flag=cpu_flags_for(target, precision)),

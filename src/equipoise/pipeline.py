@@ -30,6 +30,7 @@ from equipoise.measure.memory import MemoryConfig, MemoryRecord
 from equipoise.parity.proof import VerifyRecord
 from equipoise.quantize.calibrate import CalibrateConfig, CalibrateRecord
 from equipoise.quantize.equalize import EqualizeRecord
+from equipoise.quantize.plans import GainsRecord
 from equipoise.quantize.quantize import QuantizeConfig, QuantizeRecord
 from equipoise.quantize.schemes import Quantization, StaticInt8
 from equipoise.recipe import Recipe
@@ -46,6 +47,12 @@ TORCH: Final = (
     *ONNX, "torch", "transformers", "safetensors", "tokenizers", "pillow", "timm", "torchvision"
 )  # fmt: skip
 _RUN: Final = ("numpy", "onnxruntime")
+QUICK_ROUNDS: Final = 16
+"""Of a latency that only has to show that a candidate is out of the race."""
+
+_LATENCY_BUDGET_S: Final = 60.0
+MOST_OF_ROUNDS: Final = 4
+"""Times the rounds of the job, until the interval is narrow enough."""
 
 PREPARE = Stage(
     name="data",
@@ -114,6 +121,13 @@ QUANTIZE = Stage(
     record=QuantizeRecord,
     packages=ONNX,
 )
+GAINS = Stage(
+    name="gains",
+    function="equipoise.quantize.gains:weigh_nodes",
+    record=GainsRecord,
+    packages=ONNX,
+    measures=True,
+)
 BUILD = Stage(
     name="build",
     function="equipoise.runtimes.build:build",
@@ -131,12 +145,14 @@ MEMORY = Stage(
     function="equipoise.measure.memory:measure_memory",
     record=MemoryRecord,
     packages=_RUN,
+    measures=True,
 )
 LATENCY = Stage(
     name="latency",
     function="equipoise.measure.latency:measure_latency",
     record=LatencyRecord,
     packages=_RUN,
+    measures=True,
 )
 
 
@@ -169,6 +185,21 @@ class Made:
 
     model: Path
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How an engine is measured.
+
+    Attributes:
+        threads: Threads per operator; the job's when None.
+        quick: In few rounds.
+        take: Which of several measurements of the same; each is kept.
+    """
+
+    threads: int | None = None
+    quick: bool = False
+    take: int = 0
 
 
 class Pipeline:
@@ -236,26 +267,43 @@ class Pipeline:
         Raises:
             RecipeError: The recipe finds nothing to act on in this model.
         """
-        model = self.float_model
-        notes: tuple[str, ...] = ()
-        if recipe.fused:
-            fused = self.runner.run(FUSE, FuseConfig(model=model), label=f"{recipe.name}: fuse")
-            if not fused.record.fusions:
-                raise RecipeError("the graph has no transformer block to fuse")
-            model, notes = fused.files / MODEL_FILE, _fusion_notes(fused.record)
+        made = self.float_of(recipe)
         if recipe.quantization is None:
-            return Made(model=model, notes=notes)
-        quantized = self.quantize(model, recipe.quantization, label=recipe.name)
+            return made
+        quantized = self.quantize(made.model, recipe.quantization, label=recipe.name)
         return Made(
             model=quantized.files / quantized.record.file,
-            notes=(*notes, *quantized.record.notes),
+            notes=(*made.notes, *quantized.record.notes),
         )
+
+    def float_of(self, recipe: Recipe) -> Made:
+        """The float model that ``recipe`` quantises: as exported, or fused.
+
+        Raises:
+            RecipeError: There is nothing to fuse.
+        """
+        model = self.float_model
+        if not recipe.fused:
+            return Made(model=model, notes=())
+        fused = self.runner.run(FUSE, FuseConfig(model=model), label=f"{recipe.name}: fuse")
+        if not fused.record.fusions:
+            raise RecipeError("the graph has no transformer block to fuse")
+        return Made(model=fused.files / MODEL_FILE, notes=_fusion_notes(fused.record))
 
     def quantize(
         self, model: Path, quantization: Quantization, *, label: str
     ) -> StageResult[QuantizeRecord]:
         """Quantise a float model. Static schemes calibrate first."""
-        config = QuantizeConfig(
+        config = self._quantize_config(model, quantization)
+        return self.runner.run(QUANTIZE, config, label=f"{label}: quantise")
+
+    def gains(self, model: Path, quantization: StaticInt8, *, label: str) -> GainsRecord:
+        """What each node of a float model harms and gains in integers."""
+        config = self._quantize_config(model, quantization)
+        return self.runner.run(GAINS, config, label=f"{label}: weigh the nodes").record
+
+    def _quantize_config(self, model: Path, quantization: Quantization) -> QuantizeConfig:
+        return QuantizeConfig(
             model=model,
             quantization=quantization,
             scheme=self.job.target.int8,
@@ -263,7 +311,6 @@ class Pipeline:
             statistics=self.statistics(model) if isinstance(quantization, StaticInt8) else None,
             threads=self.job.threads,
         )
-        return self.runner.run(QUANTIZE, config, label=f"{label}: quantise")
 
     def statistics(self, model: Path) -> Path:
         """Directory with what calibration saw of the activations of a float model."""
@@ -275,17 +322,27 @@ class Pipeline:
         )
         return self.runner.run(CALIBRATE, config, label="calibrate").files
 
-    def build(self, model: Path, *, label: str) -> StageResult[EngineRecord]:
-        """Build the target's engine from an ONNX file."""
+    def build(
+        self, model: Path, *, label: str, threads: int | None = None
+    ) -> StageResult[EngineRecord]:
+        """Build the target's engine from an ONNX file, for the job's threads where None."""
         config = BuildConfig(
             model=model,
             runtime=self.job.target.runtime,
-            settings=SessionSettings(threads=self.job.threads),
+            settings=SessionSettings(threads=threads or self.job.threads),
         )
         return self.runner.run(BUILD, config, label=f"{label}: build")
 
-    def evaluate(self, engine: Path | None, *, label: str) -> StageResult[EvaluateRecord]:
-        """Metric and parity of an engine; of the reference itself for None."""
+    def evaluate(
+        self, engine: Path | None, *, label: str, samples: int | None = None
+    ) -> StageResult[EvaluateRecord]:
+        """Metric and parity of an engine; of the reference itself for None.
+
+        Args:
+            engine: Engine file.
+            label: What a person calls it.
+            samples: On the first so many samples; all when None.
+        """
         config = EvaluateConfig(
             inputs=self.evaluation,
             labels=self.data.files / "labels",
@@ -295,32 +352,49 @@ class Pipeline:
             engine=engine,
             runtime=self.job.target.runtime,
             threads=self.job.threads,
+            samples=samples,
         )
         return self.runner.run(EVALUATE, config, label=f"{label}: evaluate")
 
-    def memory(self, engine: Path, *, label: str) -> MemoryRecord:
-        """Peak memory of an engine in a process of its own."""
+    def memory(
+        self, engine: Path, *, label: str, measuring: Measuring | None = None
+    ) -> MemoryRecord:
+        """Peak memory and start of an engine in processes of its own."""
+        how = measuring or Measuring()
         config = MemoryConfig(
             engine=engine,
             samples=self.evaluation,
             machine=self._machine,
             runtime=self.job.target.runtime,
-            threads=self.job.threads,
+            threads=how.threads or self.job.threads,
+            take=how.take,
         )
         return self.runner.run(MEMORY, config, label=f"{label}: memory").record
 
-    def latency(self, engine: Path, *, baseline: Path, label: str) -> LatencyRecord:
-        """Latency of an engine against the float engine, interleaved."""
+    def latency(
+        self, engine: Path, *, baseline: Path, label: str, measuring: Measuring | None = None
+    ) -> LatencyRecord:
+        """Latency of an engine against the float engine, interleaved.
+
+        The float engine has the job's threads, whatever the other one has.
+        """
+        how = measuring or Measuring()
+        rounds = QUICK_ROUNDS if how.quick else self.job.rounds
         config = LatencyConfig(
             engine=engine,
             baseline=baseline,
             samples=self.evaluation,
             machine=self._machine,
             runtime=self.job.target.runtime,
-            rounds=self.job.rounds,
-            threads=self.job.threads,
+            rounds=rounds,
+            most_rounds=rounds if how.quick else MOST_OF_ROUNDS * rounds,
+            budget_s=0.0 if how.quick else _LATENCY_BUDGET_S,
+            threads=how.threads or self.job.threads,
+            baseline_threads=self.job.threads,
+            take=how.take,
         )
-        return self.runner.run(LATENCY, config, label=f"{label}: latency").record
+        name = f"{label}: quick latency" if how.quick else f"{label}: latency"
+        return self.runner.run(LATENCY, config, label=name).record
 
     @cached_property
     def _machine(self) -> str:

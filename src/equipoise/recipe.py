@@ -10,14 +10,15 @@ from equipoise.quantize.schemes import Quantization
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One way to make an engine from the exported model.
+    """One way to make an engine from the exported model, and to run it.
 
     Attributes:
-        name: Short unique name for tables: ``int8-static-rr``.
+        name: Short unique name for tables: ``int8-static-fused``.
         summary: One sentence that a user understands.
         pruning: How to prune and train before the export; None leaves the model as it is.
         fused: Apply the transformer fusions before quantisation.
         quantization: How to quantise; None leaves float32.
+        threads: Threads per operator; those of the job when None.
     """
 
     name: str
@@ -25,3 +26,4 @@ class Recipe:
     pruning: Pruning | None = None
     fused: bool = False
     quantization: Quantization | None = None
+    threads: int | None = None

@@ -15,7 +15,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -190,14 +190,19 @@ def _dataclass(cls: Any, data: Json, *, path: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            known = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
-            raise ValueError(f"{path}: unknown key {key!r}; {known}")
+            raise ValueError(f"{path}: {unknown_key(key, fields)}")
     missing = [n for n, f in fields.items() if n not in data and _required(f)]
     if missing:
         raise ValueError(f"{path}: missing key {missing[0]!r}")
     hints = _hints(cls)
     return cls(**{k: _convert(hints[k], v, path=f"{path}.{k}") for k, v in data.items()})
+
+
+def unknown_key(key: str, known: Collection[str]) -> str:
+    """What to say of a key that is not among the ``known``."""
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return f"unknown key {key!r}; {hint}"
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -14,35 +16,34 @@ from equipoise.compression.compression import Compression
 from equipoise.compression.models import Workplace
 from equipoise.compression.publishing import CHECKPOINTS
 from equipoise.compression.steps import prune
-from equipoise.data.metrics import Metric, get_metric
-from equipoise.errors import (
-    AccuracyError,
-    EquipoiseError,
-    LockError,
-    OutputError,
-    RecipeError,
-    UsageError,
-)
+from equipoise.errors import AccuracyError, NotMetError, RecipeError, UsageError
 from equipoise.jobs import FREE_BYTES, JobConfig, make_pipeline
-from equipoise.measure.evaluate import read_statistics
-from equipoise.measure.interval import metric_interval, paired_drop, smallest_provable_drop
+from equipoise.measure.interval import metric_interval, smallest_provable_drop
 from equipoise.pack import pack
 from equipoise.pipeline import Pipeline
 from equipoise.recipe import Recipe
+from equipoise.report.words import limit_words
 from equipoise.report.write import write_report
 from equipoise.runtimes.registry import BUILDERS
-from equipoise.search.candidates import BASELINE, candidates, pruned
-from equipoise.search.choose import choose, pareto_front
-from equipoise.search.result import Candidate, Measurement, TuneResult, Verdict
-from equipoise.search.verdict import judge
-from equipoise.stages import Observer, versions_of
+from equipoise.search.choose import nearest, prices
+from equipoise.search.goal import Goal, check_goal
+from equipoise.search.journal import Journal
+from equipoise.search.nodes import node_plan
+from equipoise.search.result import NodePlan, Repeat, TuneResult
+from equipoise.search.search import Budget, Found, SearchSettings, Watcher, search
+from equipoise.search.space import Space, baseline_alone, space_for
+from equipoise.search.stages import StageLab
+from equipoise.stages import Observer, by_content, code_sha256, default_cache, versions_of
 from equipoise.targets.profiles import require_measurable
+
+JOURNALS: Final = "search"
+"""Folder of the cache with what was tried: one file for each question."""
 
 _VERSIONS: Final = (
     "equipoise", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers"
 )  # fmt: skip
-_NOT_THE_CANDIDATES: Final = (LockError, OutputError)
-"""Errors that end the run: they say nothing about the candidate that met them."""
+_TRIALS: Final = 24
+"""Where neither a time nor a number is given: the starts, and as many again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,123 +52,145 @@ class TuneConfig(JobConfig):
 
     Attributes:
         output: Directory for ``bundle/``, ``report.html`` and ``results.json``.
-        max_drop: Largest allowed drop of the metric, absolute: 0.01 is one point.
+        goal: Limits, and what to minimise.
+        budget: When to stop; 24 trials where nothing is said.
+        recipe: Make this recipe alone, and search nothing.
         float_fallback: Put the float engine into the bundle too, for devices that the chosen one
             does not fit.
         prune: Speed-ups to prune to; the pruned models are candidates too.
         recovery: How they are trained again.
+        repeat: Search so many times, with all measurements made anew, to see how stable the choice
+            is; the first result is the one that is packed.
+        seed: Of what the search draws.
+        command: What the user typed, for the report.
     """
 
     output: Path
-    max_drop: float = 0.01
+    goal: Goal = field(default_factory=Goal)
+    budget: Budget = field(default_factory=Budget)
+    recipe: Recipe | None = None
     float_fallback: bool = False
     prune: tuple[float, ...] = ()
     recovery: TrainSettings = field(default_factory=lambda: Pruning().recovery)
+    repeat: int = 1
+    seed: int = 0
+    command: str = ""
 
 
-def tune(config: TuneConfig, *, observer: Observer | None = None) -> TuneResult:
+def tune(
+    config: TuneConfig, *, observer: Observer | None = None, watcher: Watcher | None = None
+) -> TuneResult:
     """Find the sweet spot; write ``bundle/``, ``report.html`` and ``results.json``.
 
-    Nothing is written to ``config.output`` before all of it is known. A run that is stopped goes on
-    from its finished stages when it is called again.
+    Nothing of these is written before all of it is known. A run that is stopped goes on from its
+    journal and its finished stages when it is called again; stopped by a signal after the float
+    engine was measured, it writes the best so far first.
 
     Raises:
         UsageError: An unknown metric, target or task, or a setting out of range.
         InputError: The model or the data cannot be used.
         ParityError: The exported model does not give the numbers of the source.
         AccuracyError: The float engine itself loses more of the metric than is allowed.
+        NotMetError: No engine keeps all limits; the report says which bind, and no bundle is
+            written.
         OutputError: The output directory cannot be written.
+        InterruptedRunError: A signal, after the best so far has been written.
     """
-    if config.max_drop < 0:
-        raise UsageError(f"--max-drop is {config.max_drop}; it must be at least 0")
+    _check(config)
     for_training = config.for_training or bool(config.prune)
     pipeline = make_pipeline(replace(config, for_training=for_training), observer=observer)
     require_measurable(pipeline.job.target, machine=pipeline.job.machine, runtimes=BUILDERS.names())
     fs.check_writable(config.output, needed_bytes=FREE_BYTES)
     check_replaceable(config.output / "bundle")
-    trials = _Trials(pipeline, config)
-    result = _search(trials, config)
-    chosen = next(c.recipe for c in result.candidates if c.recipe.name == result.chosen)
+    run = _Run(pipeline, config, watcher=watcher)
+    found = run.search()
+    result = run.result(found)
     with fs.staged_directory(config.output / ".next") as staging:
-        pack(
-            trials.pipeline_of(chosen),
-            result,
-            output=staging / "bundle",
-            fallback=config.float_fallback,
-        )
+        if found.chosen is not None:
+            chosen = run.pipeline_of(found.chosen.recipe)
+            pack(chosen, result, output=staging / "bundle", fallback=config.float_fallback)
         write_report(result, output=staging)
-    _publish(config.output)
+    _publish(config.output, with_bundle=found.chosen is not None)
+    if found.interrupted is not None:
+        raise found.interrupted
+    if found.chosen is None:
+        raise _not_met(result, config)
     return result
 
 
-def _search(trials: _Trials, config: TuneConfig) -> TuneResult:
-    pipeline = trials.pipeline
-    tried = [trials.attempt(recipe) for recipe in _recipes(pipeline, config)]
-    front = pareto_front(tried)
-    tried = [replace(c, on_front=c.recipe.name in front) for c in tried]
-    chosen, reason = choose(tried)
-    data = pipeline.data.record
-    return TuneResult(
-        source=config.source,
-        data=config.data,
-        target=config.target,
-        metric=pipeline.job.metric,
-        max_drop=config.max_drop,
-        threads=pipeline.job.threads,
-        reference_metric=metric_interval(trials.reference, trials.metric.value),
-        reference_report=trials.reference_report,
-        reference_name=pipeline.reference.record.by,
-        evaluation_samples=data.evaluation_samples,
-        calibration_samples=data.calibration_samples,
-        candidates=tuple(tried),
-        chosen=chosen.recipe.name,
-        chosen_reason=reason,
-        machine=pipeline.job.machine,
-        versions=versions_of(_VERSIONS),
-        warnings=(*data.warnings, *_power_warning(trials, config)),
-        steps=_steps(pipeline, tried, chosen=chosen, config=config),
-    )
+def _check(config: TuneConfig) -> None:
+    check_goal(config.goal)
+    for option, value in (("--repeat", config.repeat), ("--trials", config.budget.trials)):
+        if value is not None and value < 1:
+            raise UsageError(f"{option} is {value}; it must be at least 1")
+    if config.budget.seconds is not None and config.budget.seconds <= 0:
+        raise UsageError(f"--budget is {config.budget.seconds:g} s; it must be more than 0")
 
 
-def _recipes(pipeline: Pipeline, config: TuneConfig) -> tuple[Recipe, ...]:
-    saturates = pipeline.job.target.int8.saturates
-    more = [
-        recipe
-        for speedup in config.prune
-        for recipe in pruned(
-            Pruning(speedup=speedup, max_drop=config.max_drop, recovery=config.recovery),
-            saturates=saturates,
-        )
-    ]
-    return (*candidates(saturates=saturates), *more)
+class _Run:
+    """One run over a model: its search, and what is told of it."""
 
-
-class _Trials:
-    """Makes, evaluates and measures candidates against the reference and the float engine."""
-
-    def __init__(self, pipeline: Pipeline, config: TuneConfig) -> None:
-        self.pipeline = pipeline
-        self._max_drop = config.max_drop
+    def __init__(self, pipeline: Pipeline, config: TuneConfig, *, watcher: Watcher | None) -> None:
+        self._pipeline, self._config = pipeline, config
+        self._watcher = watcher
         self._workplace = Workplace(checkpoints=config.output / CHECKPOINTS)
         self._pipelines: dict[Pruning | None, Pipeline] = {None: pipeline}
-        self.metric: Metric = get_metric(pipeline.job.metric, labels=pipeline.data.record.labels)
-        self._baseline = self._engine(pipeline.float_model, label=BASELINE)
-        reference = pipeline.evaluate(None, label=pipeline.reference.record.by)
-        self.reference = read_statistics(reference.files)
-        self.reference_report = reference.record.report
+        self._lab = StageLab(pipeline, pipeline_of=self.pipeline_of)
+        self._space = self._make_space()
 
-    def attempt(self, recipe: Recipe) -> Candidate:
-        """Try a recipe. What goes wrong in it is its verdict, not the end of the run."""
-        try:
-            return self._try(recipe)
-        except _NOT_THE_CANDIDATES:
-            raise
-        except RecipeError as error:
-            return Candidate(recipe=recipe, verdict="not applicable", reason=error.message)
-        except EquipoiseError as error:
-            if recipe.name == BASELINE:
-                raise
-            return Candidate(recipe=recipe, verdict="failed", reason=_briefly(error))
+    # The search.
+
+    def search(self) -> Found:
+        """Search, with a journal."""
+        cache = self._config.cache or default_cache()
+        with Journal(cache / JOURNALS / f"{self._question()}.sqlite") as journal:
+            found = search(
+                self._space,
+                self._lab,
+                settings=self._settings(seed=self._config.seed),
+                journal=journal,
+                watcher=self._watcher,
+            )
+        self._require_kept(found)
+        return found
+
+    def _make_space(self) -> Space:
+        config, job = self._config, self._pipeline.job
+        if config.recipe is not None:
+            return baseline_alone(saturates=job.target.int8.saturates)
+        most = job.machine.cores
+        return space_for(
+            saturates=job.target.int8.saturates,
+            prunings=[
+                Pruning(speedup=s, max_drop=config.goal.max_drop or 1.0, recovery=config.recovery)
+                for s in config.prune
+            ],
+            threads=range(1, most + 1) if config.threads is None else (),
+        )
+
+    def _settings(self, *, seed: int) -> SearchSettings:
+        budget = self._config.budget
+        unlimited = budget.seconds is None and budget.trials is None
+        return SearchSettings(
+            goal=self._config.goal,
+            asked=(self._config.recipe,) if self._config.recipe else (),
+            budget=Budget(trials=_TRIALS) if unlimited else budget,
+            seed=seed,
+            refine=not unlimited,
+        )
+
+    def _question(self) -> str:
+        """What is searched for, as a hash: everything that changes an answer, and no budget."""
+        config = self._config
+        parts = {
+            "job": by_content(self._pipeline.job),
+            "goal": by_content(config.goal),
+            "space": by_content([self._space.recipe(point) for point in self._space.points()]),
+            "recipe": by_content(config.recipe),
+            "code": code_sha256(),
+            "packages": versions_of(_VERSIONS),
+        }
+        return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def pipeline_of(self, recipe: Recipe) -> Pipeline:
         """The stages for the model that ``recipe`` exports: as it is, or pruned.
@@ -180,119 +203,154 @@ class _Trials:
         return self._pipelines[recipe.pruning]
 
     def _pruned(self, pruning: Pruning) -> Pipeline:
-        found = prune(self.pipeline, pruning, workplace=self._workplace)
-        if found.source == self.pipeline.job.source:
+        found = prune(self._pipeline, pruning, workplace=self._workplace)
+        if found.source == self._pipeline.job.source:
             raise RecipeError(f"no cut was taken: {found.stopped}")
-        return Compression(self.pipeline).beside(found.source)
+        return Compression(self._pipeline).beside(found.source)
 
-    def _try(self, recipe: Recipe) -> Candidate:
-        pipeline = self.pipeline_of(recipe)
-        made = pipeline.make(recipe)
-        measurement, report, notes = self._measure(made.model, pipeline, label=recipe.name)
-        if recipe.name == BASELINE:
-            self._require_kept(measurement)
-            verdict: Verdict = "baseline"
-            reason = "what every other candidate is compared with"
-        else:
-            verdict, reason = judge(measurement, recipe=recipe, max_drop=self._max_drop)
-            if verdict == "refused" and made.notes:
-                reason = f"{reason}: {made.notes[0]}"
-        return Candidate(
-            recipe=recipe,
-            verdict=verdict,
-            reason=reason,
-            measurement=measurement,
-            notes=(*made.notes, *notes),
-            metric_report=report,
-        )
-
-    def _require_kept(self, baseline: Measurement) -> None:
+    def _require_kept(self, found: Found) -> None:
         """Without a float engine that keeps the metric there is nothing to compare with or ship."""
-        if baseline.drop.value > self._max_drop:
+        baseline, allowed = found.candidates[0].measurement, self._config.goal.max_drop
+        if baseline is not None and allowed is not None and baseline.drop.value > allowed:
             raise AccuracyError(
-                f"the float engine loses {baseline.drop.value:.4f} of {self.pipeline.job.metric};"
-                f" allowed {self._max_drop:g}",
+                f"the float engine loses {baseline.drop.value:.4f} of {self._pipeline.job.metric};"
+                f" allowed {allowed:g}",
                 hint="The export agrees on calibration samples, but not on the evaluation data.",
             )
 
-    def _engine(self, model: Path, *, label: str) -> Path:
-        built = self.pipeline.build(model, label=label)
-        return built.files / built.record.file
+    # What is told.
 
-    def _measure(
-        self, model: Path, pipeline: Pipeline, *, label: str
-    ) -> tuple[Measurement, str, tuple[str, ...]]:
-        built = pipeline.build(model, label=label)
-        engine = built.files / built.record.file
-        evaluated = pipeline.evaluate(engine, label=label)
-        memory = pipeline.memory(engine, label=label)
-        latency = pipeline.latency(engine, baseline=self._baseline, label=label)
-        statistics = read_statistics(evaluated.files)
-        value, discrete = self.metric.value, self.metric.discrete
-        measurement = Measurement(
-            metric=metric_interval(statistics, value),
-            drop=paired_drop(self.reference, statistics, value, discrete=discrete),
-            latency_ms=latency.engine_ms,
-            speedup=latency.speedup,
-            size_bytes=built.record.size_bytes,
-            peak_memory_bytes=memory.peak_bytes,
-            load_ms=memory.load_ms,
-            parity=evaluated.record.parity,
-            kernels=built.record.kernels,
+    def result(self, found: Found) -> TuneResult:
+        """All of it, as data."""
+        pipeline, config = self._pipeline, self._config
+        data, task = pipeline.data.record, self._lab.task
+        return TuneResult(
+            source=config.source,
+            data=config.data,
+            target=config.target,
+            metric=pipeline.job.metric,
+            goal=config.goal,
+            threads=pipeline.job.threads,
+            reference_metric=metric_interval(task.reference, task.value),
+            reference_report=self._lab.reference_report,
+            reference_name=pipeline.reference.record.by,
+            evaluation_samples=data.evaluation_samples,
+            calibration_samples=data.calibration_samples,
+            candidates=found.candidates,
+            chosen=found.chosen.recipe.name if found.chosen else "",
+            chosen_reason=found.reason,
+            binding=() if found.chosen else nearest(found.candidates, goal=config.goal),
+            prices=prices(found.candidates, found.chosen, goal=config.goal),
+            nodes=self._nodes(found),
+            points=sum(1 for _ in self._space.points()),
+            stopped=found.stopped,
+            seconds=found.seconds,
+            command=config.command,
+            machine=pipeline.job.machine,
+            versions=versions_of(_VERSIONS),
+            warnings=(*data.warnings, *self._power_warning()),
+            steps=self._steps(found),
+            repeats=self._repeats() if found.interrupted is None else (),
         )
-        return measurement, evaluated.record.report, built.record.notes
+
+    def _nodes(self, found: Found) -> tuple[NodePlan, ...]:
+        recipe = found.chosen.recipe if found.chosen else None
+        if recipe is None or found.interrupted is not None:
+            return ()
+        return node_plan(self.pipeline_of(recipe), recipe)
+
+    def _repeats(self) -> tuple[Repeat, ...]:
+        """The same search with every measurement made anew."""
+        found = []
+        for number in range(1, self._config.repeat):
+            again = search(
+                self._space,
+                StageLab(self._pipeline, pipeline_of=self.pipeline_of, series=number),
+                settings=self._settings(seed=self._config.seed + number),
+                watcher=self._watcher,
+            )
+            found.append(_repeat(again))
+        return tuple(found)
+
+    def _power_warning(self) -> tuple[str, ...]:
+        task, goal = self._lab.task, self._config.goal
+        least = smallest_provable_drop(len(task.reference), confidence=goal.confidence)
+        if not task.discrete or goal.max_drop is None or least <= goal.max_drop:
+            return ()
+        words = (
+            f"{len(task.reference)} evaluation samples cannot show a drop below {least:.4f} at"
+            f" {100 * goal.confidence:g} % confidence, so nothing but float32 can be accepted at"
+            f" --max-drop {goal.max_drop:g}"
+        )
+        return (words,)
+
+    def _steps(self, found: Found) -> tuple[str, ...]:
+        pipeline, config = self._pipeline, self._config
+        exported, data = pipeline.exported.record, pipeline.data.record
+        tolerance = ", ".join(f"{t.output} {t.atol:.2g}" for t in exported.proof.tolerances)
+        prepared = (
+            f"Prepared {data.calibration_samples} calibration and {data.evaluation_samples}"
+            " evaluation samples that do not overlap."
+        )
+        proved = (
+            f"Exported with {exported.exporter} to opset {exported.verified.opset}; the outputs"
+            f" agree with {pipeline.reference.record.by} at {len(exported.verified.parity)}"
+            f" combinations of sizes within {tolerance}."
+        )
+        target = f"Target {config.target}: {pipeline.job.target.int8.reason}."
+        return prepared, proved, target, *_search_steps(found, config), _last_step(found)
 
 
-def _briefly(error: EquipoiseError) -> str:
-    """The first and the last line of a message: a backend's last words can be a whole traceback."""
-    lines = [line.strip() for line in error.message.splitlines() if line.strip()]
-    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
-
-
-def _power_warning(trials: _Trials, config: TuneConfig) -> tuple[str, ...]:
-    samples = len(trials.reference)
-    least = smallest_provable_drop(samples)
-    if not trials.metric.discrete or least <= config.max_drop:
-        return ()
-    words = (
-        f"{samples} evaluation samples cannot show a drop below {least:.4f} at 95 % confidence,"
-        f" so nothing but float32 can be accepted at --max-drop {config.max_drop:g}"
-    )
-    return (words,)
-
-
-def _steps(
-    pipeline: Pipeline, tried: list[Candidate], *, chosen: Candidate, config: TuneConfig
-) -> tuple[str, ...]:
-    exported, data = pipeline.exported.record, pipeline.data.record
-    tolerance = ", ".join(f"{t.output} {t.atol:.2g}" for t in exported.proof.tolerances)
-    refused = [c.recipe.name for c in tried if c.verdict == "refused"]
-    prepared = (
-        f"Prepared {data.calibration_samples} calibration and {data.evaluation_samples} evaluation"
-        " samples that do not overlap."
-    )
-    proved = (
-        f"Exported with {exported.exporter} to opset {exported.verified.opset}; the outputs agree"
-        f" with {pipeline.reference.record.by} at {len(exported.verified.parity)} combinations of"
-        f" sizes within {tolerance}."
-    )
+def _search_steps(found: Found, config: TuneConfig) -> tuple[str, ...]:
+    whole = sum(c.measurement is not None for c in found.candidates)
+    outraced = sum(c.verdict == "outraced" for c in found.candidates)
+    refused = [c.recipe.name for c in found.candidates if c.verdict == "refused"]
     measured_words = (
-        f"Made and measured {sum(c.measurement is not None for c in tried)} of {len(tried)}"
-        f" candidates, each in processes of its own; latency in {config.rounds} interleaved rounds"
-        f" against the float engine with {pipeline.job.threads} thread(s)."
+        f"Tried {len(found.candidates)} recipes and measured {whole} to the end, each in processes"
+        f" of its own; {outraced} could not win any more after a few rounds. Latency in at least"
+        f" {config.rounds} interleaved rounds against the float engine."
     )
     judged = (
-        f"Refused for accuracy: {', '.join(refused) or 'none'}. A candidate is accepted when the"
-        f" 95 % bound of its paired drop of {pipeline.job.metric} is at most {config.max_drop:g}."
+        f"Refused: {', '.join(refused) or 'none'}. The bounds of the metric hold at"
+        f" {100 * config.goal.confidence:g} % for all candidates together."
     )
-    target = f"Target {config.target}: {pipeline.job.target.int8.reason}."
-    return prepared, proved, target, measured_words, judged, f"Chose {chosen.recipe.name}."
+    return measured_words, judged, f"Stopped because {found.stopped}."
 
 
-def _publish(output: Path) -> None:
-    """Move the finished files of ``output/.next`` into place, the bundle first."""
+def _last_step(found: Found) -> str:
+    if found.chosen is None:
+        return "Chose nothing: no engine keeps all limits."
+    return f"Chose {found.chosen.recipe.name}, which was measured afresh."
+
+
+def _repeat(found: Found) -> Repeat:
+    chosen = found.chosen
+    measured = chosen.measurement if chosen else None
+    return Repeat(
+        chosen=chosen.recipe.name if chosen else "",
+        speedup=measured.speedup if measured else None,
+        size_bytes=measured.size_bytes if measured else None,
+        trials=len(found.candidates),
+    )
+
+
+def _not_met(result: TuneResult, config: TuneConfig) -> NotMetError:
+    binding = "; ".join(limit_words(limit, metric=result.metric) for limit in result.binding)
+    return NotMetError(
+        f"no engine keeps all limits; the nearest one has {binding}",
+        hint=f"See {config.output / 'report.html'} for what relaxing each limit would buy.",
+    )
+
+
+def _publish(output: Path, *, with_bundle: bool) -> None:
+    """Move the finished files of ``output/.next`` into place, the bundle first.
+
+    Where nothing was chosen, the bundle of an earlier run is not left beside results without one.
+    """
     staging = output / ".next"
-    for name in ("bundle", "results.json", "report.html"):
+    if not with_bundle:
+        fs.remove(output / "bundle")
+    for name in (*(["bundle"] if with_bundle else []), "results.json", "report.html"):
         fs.move_into_place(staging / name, output / name)
     fs.remove(staging)
     fs.remove(output / CHECKPOINTS)

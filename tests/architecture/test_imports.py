@@ -15,9 +15,12 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "equipoise"
 
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors", "record", "spec", "fs", "extras", "registry", "progress", "provenance"),
-    1: ("targets", "vouching", "bundle", "data", "lint", "onnxio", "stages", "isolation"),
+    1: (
+        "targets", "vouching", "bundle", "data", "lint", "onnxio", "stages", "launch", "isolation",
+        "resident", "rwlock", "content", "database",
+    ),
     2: ("runtimes",),
-    3: ("graph", "parity", "measure", "serving", "deploy", "apps", "testing", "sources"),
+    3: ("graph", "parity", "measure", "serving", "deploy", "apps", "testing", "sources", "cluster"),
     4: ("export", "quantize", "compress"),
     5: (
         "recipe", "search", "report", "pipeline", "assembly", "pack", "packing", "tuning",
@@ -36,12 +39,14 @@ PEERS: dict[str, set[str]] = {
     "extras": {"errors"},
     "registry": {"errors"},
     "onnxio": {"lint"},
-    "stages": {"isolation"},
+    "isolation": {"resident"},
+    "launch": {"isolation", "rwlock"},
+    "stages": {"content", "isolation", "launch"},
     "bundle": {"data", "vouching"},
     "measure": {"graph", "parity"},
     "deploy": {"serving"},
     "apps": {"deploy"},
-    "search": {"recipe"},
+    "search": {"pipeline", "recipe"},
     "report": {"pruning", "search", "training"},
     "pipeline": {"recipe"},
     "jobs": {"pipeline"},

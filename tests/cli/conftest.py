@@ -80,7 +80,7 @@ def tuned(workbench: Workbench, equipoise) -> Path:
     output = workbench.folder / "tuned"
     done = equipoise(
         "tune", workbench.model, "--data", workbench.data, "--metric", "accuracy",
-        "--max-drop", "0.02", "--threads", "1", "--rounds", "12", "-o", output,
+        "--max-drop", "0.02", "--threads", "1", "--rounds", "12", "--trials", "7", "-o", output,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Sweet spot" in done.stdout

@@ -88,7 +88,7 @@ def test_second_run_takes_everything_from_the_cache(workbench, tuned: Path, equi
     begin = time.monotonic()
     done = equipoise(
         "tune", workbench.model, "--data", workbench.data, "--metric", "accuracy",
-        "--max-drop", "0.02", "--threads", "1", "--rounds", "12", "-o", tuned,
+        "--max-drop", "0.02", "--threads", "1", "--rounds", "12", "--trials", "7", "-o", tuned,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tuned / "results.json").read_bytes() == before
@@ -101,7 +101,7 @@ def test_killed_run_leaves_no_output_and_goes_on_where_it_was(workbench, tmp_pat
     command = [
         sys.executable, "-m", "equipoise", "tune", str(workbench.model), "--data",
         str(workbench.data), "--max-drop", "0.02", "--threads", "1", "--rounds", "12", "-q",
-        "-o", str(output),
+        "--trials", "7", "-o", str(output),
     ]  # fmt: skip
     environment = {**os.environ, "EQUIPOISE_CACHE_DIR": str(cache)}
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)

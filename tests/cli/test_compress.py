@@ -221,13 +221,14 @@ def test_pruned_models_are_candidates_of_tune(place: Place) -> None:
     done = place.run(
         "tune", *place.source("large"), "--data", "digits", "--metric", "accuracy", "--max-drop",
         "0.05", "--threads", "1", "--rounds", "12", "--prune", "1.5", "--prune-epochs", "2",
-        "--prune-rate", "0.002", "-o", place.folder / "swept", "--json",
+        "--prune-rate", "0.002", "--trials", "12", "-o", place.folder / "swept", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     candidates = {c["recipe"]["name"]: c for c in json.loads(done.stdout)["candidates"]}
-    assert candidates["pruned-1.5x"]["verdict"] == "accepted"
-    assert candidates["pruned-1.5x"]["measurement"]["speedup"]["value"] > 1.2
-    assert candidates["pruned-1.5x-int8-static"]["measurement"]
+    pruned = candidates["pruned-1.5x"]
+    assert pruned["verdict"] in {"accepted", "outraced"}
+    assert (pruned["measurement"] or pruned["sketch"])["speedup"]["value"] > 1.2
+    assert candidates["pruned-1.5x-int8-static"]["verdict"] in {"accepted", "outraced"}
     done = place.run("check", place.folder / "swept" / "bundle")
     assert done.returncode == 0, done.stderr
 

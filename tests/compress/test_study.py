@@ -456,7 +456,7 @@ def test_a_truncated_study_is_named(asked) -> None:
 
 
 def test_a_locked_database_is_named(asked, monkeypatch) -> None:
-    monkeypatch.setattr(study_file, "_SQLITE_WAIT_S", 0.1)
+    monkeypatch.setattr(study_file, "WAIT_S", 0.1)
     search(replace(asked, trials=1), base=BASE, run=run)
     other = sqlite3.connect(asked.storage, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")

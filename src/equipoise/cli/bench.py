@@ -41,4 +41,7 @@ def command(
         console.print_json(records)
         return
     console.out().print(console.latency_table(records))
-    console.print_lines(f"{rounds} rounds, {samples.kind}; 95 % intervals of the median")
+    console.print_lines(
+        f"{rounds} rounds, {samples.kind}; 95 % intervals over openings",
+        *dict.fromkeys(note for record in records for note in record.drift.notes),
+    )

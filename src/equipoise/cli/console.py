@@ -39,13 +39,19 @@ def print_json(value: object) -> None:
     sys.stdout.write(record.dumps(value))
 
 
+_OF_CANDIDATE: Final = ": "
+"""In the label of a stage: what comes before is the candidate."""
+
 _FILE_WIDTH: Final = 120
 """Columns of a table in a file or a pipe, where nothing says how wide the reader's screen is."""
 
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Observer]:
-    """An observer of stages that shows a bar for the running one and a line for each that ended."""
+    """An observer of stages that shows a bar for each that runs and a line for each that ended.
+
+    What candidates are made of goes again when it has ended: a line tells of the whole trial.
+    """
     from equipoise.stages import Observer
 
     if quiet:
@@ -69,27 +75,30 @@ def _bars(bars: Progress) -> Observer:
     from equipoise.stages import Observer
 
     class Bars(Observer):
-        _task: TaskID | None = None
+        def __init__(self) -> None:
+            self._tasks: dict[str, TaskID] = {}
 
         def started(self, label: str) -> None:
-            self._task = bars.add_task(label, total=None)
+            self._tasks[label] = bars.add_task(label, total=None)
 
         def advanced(self, done: int, total: int) -> None:
-            if self._task is not None:
-                bars.update(self._task, completed=done, total=total)
+            for task in list(self._tasks.values())[-1:]:
+                bars.update(task, completed=done, total=total)
 
         def ended(self, label: str, *, cached: bool) -> None:
-            if self._task is None:
-                return
-            if cached:
-                bars.remove_task(self._task)
+            task = self._tasks.pop(label)
+            if cached or _OF_CANDIDATE in label:
+                bars.remove_task(task)
             else:
-                bars.update(self._task, description=label, completed=1, total=1)
+                bars.update(task, description=label, completed=1, total=1)
 
         def failed(self, label: str) -> None:
-            if self._task is not None:
-                bars.update(self._task, description=f"[red]{label}: not possible[/red]")
-                bars.stop_task(self._task)
+            task = self._tasks.pop(label)
+            bars.update(task, description=f"[red]{label}: not possible[/red]")
+            bars.stop_task(task)
+
+        def say(self, line: str) -> None:
+            bars.console.print(line, markup=False, soft_wrap=True)
 
     return Bars()
 

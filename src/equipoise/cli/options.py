@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -72,22 +72,41 @@ Dims = Annotated[
 Rounds = Annotated[int, typer.Option(min=10, help="Number of rounds.")]
 
 
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_SECONDS = {"ms": 0.001, "us": 1e-6, "s": 1.0, "m": 60.0, "h": 3600.0}
+_BYTES = {
+    "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9,
+    "B": 1.0,
+}  # fmt: skip
 
 
 def seconds(text: str) -> float:
-    """Seconds of a time such as ``90s``, ``5m`` or ``1h``; a number alone is seconds.
+    """Seconds of a time such as ``5ms``, ``90s``, ``5m`` or ``1h``; a number alone is seconds.
 
     Raises:
         UsageError: A text of another form.
     """
-    unit = text[-1:] if text[-1:] in _SECONDS else "s"
+    return _quantity(text, _SECONDS, bare="s", hint="is no time: say 5ms, 90s, 5m or 1h")
+
+
+def size_bytes(text: str) -> float:
+    """Bytes of a size such as ``8MB`` or ``512KiB``; a number alone is bytes.
+
+    Raises:
+        UsageError: A text of another form.
+    """
+    return _quantity(text, _BYTES, bare="B", hint="is no size: say 800kB, 8MB or 1GiB")
+
+
+def _quantity(text: str, units: Mapping[str, float], *, bare: str, hint: str) -> float:
+    """A number with one of the ``units``, longer names first; ``bare`` where it has none."""
+    text = text.strip()
+    unit = next((u for u in sorted(units, key=len, reverse=True) if text.endswith(u)), "")
     try:
-        found = float(text.removesuffix(unit)) * _SECONDS[unit]
+        found = float(text.removesuffix(unit)) * units[unit or bare]
     except ValueError:
         found = -1.0
     if not 0 <= found < float("inf"):
-        raise UsageError(f"{text!r} is no time: say 90s, 5m or 1h")
+        raise UsageError(f"{text!r} {hint}")
     return found
 
 

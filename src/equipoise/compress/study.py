@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from equipoise import extras
 from equipoise.compress.settings import TrainSettings
-from equipoise.compress.study_file import database_errors, only_one, open_storage
+from equipoise.compress.study_file import open_storage
 from equipoise.compress.study_settings import (
     Hyperband,
     Median,
@@ -35,6 +35,7 @@ from equipoise.compress.study_settings import (
     value_of,
     with_values,
 )
+from equipoise.database import database_errors, only_one
 from equipoise.errors import NonFiniteError, NotMetError, OutputError, ResourceError
 
 __all__ = [

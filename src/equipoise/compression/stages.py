@@ -84,6 +84,7 @@ TABLE: Final = Stage(
     function="equipoise.compress.latency.table:measure_layers",
     record=LayerTable,
     packages=ONNX,
+    measures=True,
 )
 MODULE_RANGES: Final = Stage(
     name="module-ranges",

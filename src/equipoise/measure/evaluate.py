@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class EvaluateConfig:
             themselves.
         runtime: Runtime of the engine.
         threads: Threads per operator.
+        samples: Evaluate on the first so many samples only.
     """
 
     inputs: Path
@@ -48,6 +50,7 @@ class EvaluateConfig:
     outputs: Path | None = None
     runtime: str = "onnxruntime"
     threads: int = 1
+    samples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,9 @@ def evaluate(config: EvaluateConfig, *, output: Path) -> EvaluateRecord:
             Rows(config.outputs or config.reference),
             strict=True,
         )
-        for feeds, label, wanted, given in progress.track(rows, total=len(Rows(config.inputs))):
+        count = min(config.samples or len(Rows(config.inputs)), len(Rows(config.inputs)))
+        first = itertools.islice(rows, config.samples)
+        for feeds, label, wanted, given in progress.track(first, total=count):
             outputs = run(feeds, given)
             comparison.add(wanted, outputs)
             statistics.append(metric.statistics(outputs, label["label"], wanted))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
@@ -31,28 +31,17 @@ class Interval:
 Values = NDArray[np.float64]
 
 
-def resampled_totals(statistics: Values, *, seed: int = 0) -> Values:
-    """Sums of ``statistics`` over bootstrap resamples of its rows.
+def _weights(rows: int) -> Iterator[Values]:
+    """``[draws, rows]`` weights of samples, batch by batch; always the same ones.
 
-    Percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13):
-    each resample draws as many rows as there are, with replacement. The same ``seed`` draws the
-    same rows, which pairs two engines over the same samples.
-
-    Args:
-        statistics: ``[samples, k]``, one row per sample.
-        seed: Of the random generator.
-
-    Returns:
-        ``[resamples, k]``.
+    The Bayesian bootstrap (Rubin, Annals of Statistics 9, 1981): exponential numbers whose mean is
+    one in each draw, so that the weights have a Dirichlet distribution.
     """
-    generator = np.random.default_rng(seed)
-    rows = len(statistics)
-    share = np.full(rows, 1 / rows)
-    batches = [
-        generator.multinomial(rows, share, size=_BATCH).astype(np.float64) @ statistics
-        for _ in range(_RESAMPLES // _BATCH)
-    ]
-    return np.concatenate(batches)
+    generator = np.random.default_rng(0)
+    for _ in range(_RESAMPLES // _BATCH):
+        weights = generator.exponential(size=(_BATCH, rows))
+        weights *= rows / weights.sum(axis=1, keepdims=True)
+        yield weights
 
 
 def metric_interval(statistics: Values, value: Callable[[Values], Values]) -> Interval:
@@ -63,8 +52,113 @@ def metric_interval(statistics: Values, value: Callable[[Values], Values]) -> In
         value: Turns totals ``[..., k]`` into metric values ``[...]``.
     """
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(value(resampled_totals(statistics)), [tail, 1 - tail])
+    drawn = np.concatenate([value(weights @ statistics) for weights in _weights(len(statistics))])
+    low, high = np.quantile(drawn, [tail, 1 - tail])
     return Interval(value=float(value(statistics.sum(0))), low=float(low), high=float(high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnDrop:
+    """How much of a metric a candidate loses, and how that varies over the choice of samples.
+
+    Attributes:
+        value: Metric of the reference minus that of the candidate.
+        drawn: ``[resamples]``: the same with the samples weighted anew.
+        unseen: ``[resamples]``: what one more sample adds, on which the candidate decides wrongly;
+            zeros for a metric that does not count decisions.
+    """
+
+    value: float
+    drawn: Values
+    unseen: Values
+
+
+def draw_drop(
+    reference: Values | None,
+    candidate: Values,
+    value: Callable[[Values], Values],
+    *,
+    discrete: bool,
+    seed: int = 0,
+) -> DrawnDrop:
+    """Draw the paired drop of one candidate by the Bayesian bootstrap.
+
+    Samples are weighted anew (:func:`_weights`), for all candidates alike. A metric that counts decisions (``discrete``) gets one more sample
+    that is lost: for ``k`` losses in ``n`` samples the upper quantile is then that of a gamma
+    distribution of ``k + 1``, which is the exact bound of a rare event, also when none was seen.
+
+    Args:
+        reference: ``[samples, k]`` statistics of the reference; None for a metric of 0, so that the
+            drop is the metric itself with its sign turned.
+        candidate: ``[samples, k]``, same samples in the same order.
+        value: Turns totals ``[..., k]`` into metric values ``[...]``.
+        discrete: Whether the metric counts decisions.
+        seed: For the unseen losses, which are another candidate's own.
+    """
+    rows = len(candidate)
+    drawn = [_drops(reference, candidate, value, weights=weights) for weights in _weights(rows)]
+    unseen = _unseen_losses(seed) / rows if discrete else np.zeros(_RESAMPLES)
+    point = _drops(reference, candidate, value, weights=np.ones((1, rows)))
+    return DrawnDrop(value=float(point[0]), drawn=np.concatenate(drawn), unseen=unseen)
+
+
+def _drops(
+    reference: Values | None,
+    candidate: Values,
+    value: Callable[[Values], Values],
+    *,
+    weights: Values,
+) -> Values:
+    """``[draws]``: drops with samples weighted by ``[draws, samples]``."""
+    wanted = 0.0 if reference is None else value(weights @ reference)
+    drops: Values = wanted - value(weights @ candidate)
+    return drops
+
+
+def _unseen_losses(seed: int) -> Values:
+    """``[resamples]`` exponential numbers: their quantiles exact, their order at random."""
+    ranks = (np.arange(_RESAMPLES) + 0.5) / _RESAMPLES
+    losses: Values = np.random.default_rng([1, seed]).permutation(-np.log(ranks))
+    return losses
+
+
+def bounded(
+    drops: Sequence[DrawnDrop], *, confidence: float = CONFIDENCE, allowed: float | None = None
+) -> tuple[Interval, ...]:
+    """The drops with one-sided bounds.
+
+    ``low`` is that of each alone. The ``high`` ones hold together, for all candidates with the
+    stated confidence, so that the best may be picked among those that pass: the largest studentised
+    error of any of them is bounded (single-step maxT: Westfall and Young, Resampling-Based Multiple
+    Testing, 1993, ch. 2). What certainly loses more than ``allowed`` cannot pass, so it can make no
+    claim false and does not widen the bounds of the others.
+
+    Args:
+        drops: Of all candidates.
+        confidence: Of the bounds.
+        allowed: Largest drop that a candidate may have; None for no limit.
+    """
+    lows = [float(np.quantile(drop.drawn, 1 - confidence)) for drop in drops]
+    may_pass = [i for i, low in enumerate(lows) if allowed is None or low <= allowed]
+    families = [may_pass, *([i] for i in range(len(drops)) if i not in may_pass)]
+    highs = np.zeros(len(drops))
+    for family in families:
+        if family:
+            drawn = np.stack([drops[i].drawn + drops[i].unseen for i in family], axis=1)
+            highs[family] = _together(drawn, confidence=confidence)
+    return tuple(
+        Interval(value=drop.value, low=low, high=max(float(high), drop.value))
+        for drop, low, high in zip(drops, lows, highs, strict=True)
+    )
+
+
+def _together(drawn: Values, *, confidence: float) -> Values:
+    """``[candidates]``: upper bounds that hold together, from ``[resamples, candidates]``."""
+    centre, spread = np.median(drawn, axis=0), drawn.std(axis=0)
+    errors = (drawn - centre) / np.where(spread > 0, spread, 1.0)
+    reach = np.quantile(errors.max(axis=1), confidence)
+    bounds: Values = centre + reach * spread
+    return bounds
 
 
 def paired_drop(
@@ -73,30 +167,24 @@ def paired_drop(
     value: Callable[[Values], Values],
     *,
     discrete: bool,
+    confidence: float = CONFIDENCE,
 ) -> Interval:
-    """Metric of the reference minus metric of the candidate, paired over the same samples.
+    """Metric of the reference minus that of one candidate, with bounds that hold for it alone.
 
-    ``low`` and ``high`` are the one-sided 95 % bounds. A metric that counts decisions
-    (``discrete``) shows no difference in ``n`` samples with probability 5 % even when a share
-    ``1 - 0.05**(1/n)`` of all inputs is decided otherwise (the rule of three: Hanley and
-    Lippman-Hand, JAMA 249, 1983), so ``high`` is never below that.
-
-    Args:
-        reference: ``[samples, k]`` statistics of the reference.
-        candidate: ``[samples, k]`` of the candidate, same samples in the same order.
-        value: Turns totals ``[..., k]`` into metric values ``[...]``.
-        discrete: Whether the metric counts decisions.
+    Args and the method are those of :func:`draw_drop` and :func:`bounded`.
     """
-    drops = value(resampled_totals(reference)) - value(resampled_totals(candidate))
-    low, high = np.quantile(drops, [1 - CONFIDENCE, CONFIDENCE])
-    drop = float(value(reference.sum(0)) - value(candidate.sum(0)))
-    unseen = smallest_provable_drop(len(reference)) if discrete else drop
-    return Interval(value=drop, low=float(low), high=max(float(high), unseen))
+    drawn = draw_drop(reference, candidate, value, discrete=discrete)
+    return bounded([drawn], confidence=confidence)[0]
 
 
-def smallest_provable_drop(samples: int) -> float:
-    """The share of decisions that may be wrong unseen, at 95 % confidence, in ``samples``."""
-    return float(1 - (1 - CONFIDENCE) ** (1 / samples))
+def smallest_provable_drop(samples: int, *, confidence: float = CONFIDENCE) -> float:
+    """The share of decisions that may be wrong unseen in ``samples``.
+
+    A difference in ``n`` samples is missed with probability 5 % even when a share
+    ``1 - 0.05**(1/n)`` of all inputs is decided otherwise (the rule of three: Hanley and
+    Lippman-Hand, JAMA 249, 1983).
+    """
+    return float(1 - (1 - confidence) ** (1 / samples))
 
 
 def median_interval(values: Values) -> Interval:

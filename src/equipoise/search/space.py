@@ -1,0 +1,262 @@
+"""The space of recipes: axes, and the recipe of each point."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from equipoise.compress.cutting import Pruning
+from equipoise.quantize.blockwise import BlockGrid
+from equipoise.quantize.ranges import Entropy, MinMax, Mse, Percentile
+from equipoise.quantize.schemes import DynamicInt8, StaticInt8, WeightOnlyInt8
+from equipoise.quantize.weight_only import WeightOnly
+from equipoise.recipe import Recipe
+
+AxisName = Literal["model", "graph", "precision", "ranges", "kept", "rounding", "threads"]
+Point = tuple[int, ...]
+"""The index of a choice on each axis."""
+
+BASELINE: Final = "float32"
+_STATIC: Final = "int8-static"
+_OF_STATIC: Final[frozenset[AxisName]] = frozenset({"ranges", "kept", "rounding"})
+"""Axes that mean something for static int8 alone."""
+
+_KEPT_DB: Final = (20.0, 0.0, 10.0, 15.0, 25.0, 30.0, 35.0)
+"""Signal to noise that the outputs keep on calibration samples: nodes go back to float for it, by
+what they gain and harm. With 0 nearly everything stays in integers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One choice on an axis.
+
+    Attributes:
+        label: Its part of a recipe's name; empty for what needs no mention.
+        words: The same for people.
+        value: What it means to its axis.
+    """
+
+    label: str
+    words: str
+    value: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One thing that recipes differ in.
+
+    Attributes:
+        name: What.
+        choices: The first one is what is done where nothing speaks for another.
+        ordered: Whether near values act alike: then ``value`` is a number.
+    """
+
+    name: AxisName
+    choices: tuple[Choice, ...]
+    ordered: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """All recipes that a search may try.
+
+    Attributes:
+        axes: In the order in which they name a recipe.
+    """
+
+    axes: tuple[Axis, ...]
+
+    def points(self) -> Iterator[Point]:
+        """Every recipe once: choices that mean nothing beside others are the first ones."""
+        sizes = (range(len(axis.choices)) for axis in self.axes)
+        return (point for point in itertools.product(*sizes) if self.canonical(point) == point)
+
+    def canonical(self, point: Point) -> Point:
+        """The point of the same recipe whose idle axes are at their first choice."""
+        static = self.choice(point, "precision").label == _STATIC
+        idle = frozenset[AxisName]() if static else _OF_STATIC
+        pairs = zip(point, self.axes, strict=True)
+        return tuple(0 if axis.name in idle else index for index, axis in pairs)
+
+    def choice(self, point: Point, name: AxisName) -> Choice:
+        """The choice of ``point`` on one axis."""
+        for index, axis in zip(point, self.axes, strict=True):
+            if axis.name == name:
+                return axis.choices[index]
+        raise KeyError(name)
+
+    def at(self, labels: Mapping[AxisName, str]) -> Point:
+        """The point with these choices, by their labels; the first ones on the other axes."""
+        found = []
+        for axis in self.axes:
+            known = [choice.label for choice in axis.choices]
+            found.append(known.index(labels[axis.name]) if axis.name in labels else 0)
+        return self.canonical(tuple(found))
+
+    def recipe(self, point: Point) -> Recipe:
+        """The recipe of ``point``, named after its choices."""
+        chosen = [axis.choices[i] for axis, i in zip(self.axes, self.canonical(point), strict=True)]
+        labels = [choice.label for choice in chosen if choice.label]
+        words = "; ".join(choice.words for choice in chosen if choice.words)
+        recipe = Recipe(name=_name(labels), summary=f"{words[:1].upper()}{words[1:]}.")
+        for axis, choice in zip(self.axes, chosen, strict=True):
+            recipe = _with(recipe, axis.name, choice.value)
+        return recipe
+
+
+def _name(labels: Sequence[str]) -> str:
+    """Of a pruned model that it stays in float need not be said."""
+    pruned = labels[0].startswith("pruned-")
+    return "-".join(label for label in labels if not (pruned and label == BASELINE))
+
+
+def _with(recipe: Recipe, axis: AxisName, value: Any) -> Recipe:
+    """``recipe`` with a choice of one axis, in the order of the axes."""
+    if axis == "model":
+        return replace(recipe, pruning=value)
+    if axis == "graph":
+        return replace(recipe, fused=value)
+    if axis == "threads":
+        return replace(recipe, threads=value)
+    if axis == "precision":
+        return replace(recipe, quantization=value)
+    if not isinstance(recipe.quantization, StaticInt8):
+        return recipe
+    field = {"ranges": "method", "kept": "min_sqnr_db", "rounding": "rounding"}[axis]
+    return replace(recipe, quantization=replace(recipe.quantization, **{field: value}))
+
+
+def space_for(
+    *,
+    saturates: bool,
+    prunings: Sequence[Pruning] = (),
+    threads: Sequence[int] = (),
+    wide: bool = True,
+) -> Space:
+    """The space for a CPU.
+
+    Args:
+        saturates: Whether the 16-bit sums of the target's int8 kernels can overflow. Where they
+            can, dynamic schemes take seven-bit weights; static ones find out which layers need it.
+        prunings: Goals to prune to.
+        threads: Numbers of threads to choose from; what the job has when empty.
+        wide: Whether static int8 is searched beyond its defaults.
+    """
+    axes = [_models(prunings), _precisions(saturates=saturates), _GRAPHS]
+    if wide:
+        axes += [_RANGES, _KEPT, _ROUNDING]
+    if len(threads) > 1:
+        axes.append(_threads(threads))
+    return Space(axes=tuple(axes))
+
+
+def baseline_alone(*, saturates: bool) -> Space:
+    """The space of the float engine, for a recipe that is named."""
+    precisions = _precisions(saturates=saturates)
+    return Space(axes=(replace(precisions, choices=precisions.choices[:1]),))
+
+
+def _models(prunings: Sequence[Pruning]) -> Axis:
+    pruned = (
+        Choice(
+            label=f"pruned-{pruning.speedup:g}x",
+            words=f"pruned to {pruning.speedup:g} times the speed and trained again",
+            value=pruning,
+        )
+        for pruning in prunings
+    )
+    return Axis(name="model", choices=(Choice(label="", words=""), *pruned))
+
+
+_GRAPHS: Final = Axis(
+    name="graph",
+    choices=(
+        Choice(label="", words="", value=False),
+        Choice(
+            label="fused",
+            words="attention, layer norm and GELU as single operators",
+            value=True,
+        ),
+    ),
+)
+
+
+def _precisions(*, saturates: bool) -> Axis:
+    bits = "7-bit weights, because this CPU saturates" if saturates else "8-bit weights"
+    return Axis(
+        name="precision",
+        choices=(
+            Choice(label=BASELINE, words="float32"),
+            Choice(
+                label="int8-weights",
+                words="weights stored as int8 per channel, computed in float",
+                value=WeightOnlyInt8(),
+            ),
+            Choice(
+                label="int8-dynamic",
+                words=f"activations quantised in every run, {bits}",
+                value=DynamicInt8(reduce_range=saturates),
+            ),
+            Choice(
+                label=_STATIC,
+                words="ranges from calibration data; what int8 would harm stays in float",
+                value=StaticInt8(),
+            ),
+            Choice(
+                label="int8-blocks",
+                words="weights of products in blocks of 8 bits, products in int8",
+                value=WeightOnly(grid=BlockGrid(bits=8), accuracy_level=4),
+            ),
+            Choice(
+                label="int4-blocks",
+                words="weights of products in blocks of 4 bits, products in int8",
+                value=WeightOnly(grid=BlockGrid(bits=4), accuracy_level=4),
+            ),
+        ),
+    )
+
+
+_RANGES: Final = Axis(
+    name="ranges",
+    choices=(
+        Choice(label="", words="", value=Mse()),
+        Choice(label="minmax", words="ranges of all values seen", value=MinMax()),
+        Choice(label="percentile", words="ranges of 99.99 % of values", value=Percentile()),
+        Choice(label="entropy", words="ranges of least divergence", value=Entropy()),
+    ),
+)
+_KEPT: Final = Axis(
+    name="kept",
+    ordered=True,
+    choices=tuple(
+        Choice(
+            label="" if index == 0 else f"{level:g}dB",
+            words="" if index == 0 else f"{level:g} dB kept",
+            value=level,
+        )
+        for index, level in enumerate(_KEPT_DB)
+    ),
+)
+_ROUNDING: Final = Axis(
+    name="rounding",
+    choices=(
+        Choice(label="", words="", value=StaticInt8().rounding),
+        Choice(label="nearest", words="weights to their nearest integers", value=None),
+    ),
+)
+
+
+def _threads(counts: Sequence[int]) -> Axis:
+    """The most threads first: what is measured with nothing said."""
+    ordered = sorted(counts, reverse=True)
+    choices = tuple(
+        Choice(
+            label="" if index == 0 else f"{count}t",
+            words="" if index == 0 else f"{count} thread{'s' if count > 1 else ''}",
+            value=count,
+        )
+        for index, count in enumerate(ordered)
+    )
+    return Axis(name="threads", ordered=True, choices=choices)

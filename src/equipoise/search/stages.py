@@ -1,0 +1,105 @@
+"""The lab that makes and measures engines by the stages of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Final
+
+from equipoise.data.metrics import get_metric
+from equipoise.measure.evaluate import read_statistics
+from equipoise.pipeline import Measuring, Pipeline
+from equipoise.recipe import Recipe
+from equipoise.search.lab import Built, Scored, Task, Timed, Weighed
+from equipoise.search.space import BASELINE
+
+_TAKES: Final = 2
+"""Measurements of one recipe in one search: the first, and the one that confirms."""
+
+PipelineOf = Callable[[Recipe], Pipeline]
+"""The stages for the model that a recipe exports: as it is, or pruned. Raises RecipeError when
+nothing can be cut that pays."""
+
+
+class StageLab:
+    """Recipes as stages; what was done before is looked up.
+
+    Args:
+        pipeline: Of the model as it is.
+        pipeline_of: That of a recipe.
+        series: Number of the search; each has measurements of its own.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, pipeline_of: PipelineOf, series: int = 0) -> None:
+        self._pipeline, self._pipeline_of, self._series = pipeline, pipeline_of, series
+        self._pruning = Lock()
+        metric = get_metric(pipeline.job.metric, labels=pipeline.data.record.labels)
+        reference = pipeline.evaluate(None, label=pipeline.reference.record.by)
+        self.reference_report = reference.record.report
+        self._task = Task(
+            reference=read_statistics(reference.files),
+            value=metric.value,
+            discrete=metric.discrete,
+            name=pipeline.job.metric,
+        )
+        built = pipeline.build(pipeline.float_model, label=BASELINE)
+        self._baseline = built.files / built.record.file
+        self._engines: dict[str, Path] = {}
+
+    @property
+    def task(self) -> Task:
+        """See Lab."""
+        return self._task
+
+    def build(self, recipe: Recipe) -> Built:
+        """See Lab."""
+        pipeline = self._stages(recipe)
+        made = pipeline.make(recipe)
+        built = pipeline.build(made.model, label=recipe.name, threads=recipe.threads)
+        self._engines[recipe.name] = built.files / built.record.file
+        return Built(
+            size_bytes=built.record.size_bytes,
+            build_s=built.record.build_s,
+            kernels=built.record.kernels,
+            notes=(*made.notes, *built.record.notes),
+        )
+
+    def time(self, recipe: Recipe, *, quick: bool = False, take: int = 0) -> Timed:
+        """See Lab."""
+        found = self._stages(recipe).latency(
+            self._engines[recipe.name],
+            baseline=self._baseline,
+            label=recipe.name,
+            measuring=Measuring(threads=recipe.threads, quick=quick, take=self._take(take)),
+        )
+        return Timed(latency_ms=found.engine_ms, speedup=found.speedup, notes=found.drift.notes)
+
+    def score(self, recipe: Recipe, *, samples: int | None = None) -> Scored:
+        """See Lab."""
+        found = self._stages(recipe).evaluate(
+            self._engines[recipe.name], label=recipe.name, samples=samples
+        )
+        return Scored(
+            statistics=read_statistics(found.files),
+            parity=found.record.parity,
+            report=found.record.report,
+        )
+
+    def weigh(self, recipe: Recipe, *, take: int = 0) -> Weighed:
+        """See Lab."""
+        found = self._stages(recipe).memory(
+            self._engines[recipe.name],
+            label=recipe.name,
+            measuring=Measuring(threads=recipe.threads, take=self._take(take)),
+        )
+        return Weighed(
+            peak_memory_bytes=found.peak_bytes, load_ms=found.load_ms, first_ms=found.first_ms
+        )
+
+    def _stages(self, recipe: Recipe) -> Pipeline:
+        with self._pruning:  # of several trials on one pruned model the first one trains it
+            return self._pipeline_of(recipe)
+
+    def _take(self, take: int) -> int:
+        return _TAKES * self._series + take

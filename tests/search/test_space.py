@@ -1,0 +1,66 @@
+"""The space: every recipe once, with a name of its own."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equipoise import record
+from equipoise.compress.cutting import Pruning
+from equipoise.quantize.schemes import DynamicInt8, StaticInt8
+from equipoise.recipe import Recipe
+from equipoise.search.space import BASELINE, Space, baseline_alone, space_for
+
+SPACE = space_for(saturates=True, prunings=[Pruning(speedup=2.0)], threads=(1, 2))
+
+
+def test_every_point_is_another_recipe_with_another_name() -> None:
+    recipes = [SPACE.recipe(point) for point in SPACE.points()]
+    assert len(recipes) > 200
+    assert len({r.name for r in recipes}) == len(recipes)
+    bare = [record.dumps(r).replace(r.name, "").replace(r.summary, "") for r in recipes]
+    assert len(set(bare)) == len(recipes)
+
+
+@given(st.data())
+def test_idle_choices_change_nothing(data) -> None:
+    """Any point, canonical or not, is the recipe of its canonical one."""
+    point = tuple(data.draw(st.integers(0, len(axis.choices) - 1)) for axis in SPACE.axes)
+    canonical = SPACE.canonical(point)
+    assert SPACE.canonical(canonical) == canonical
+    assert SPACE.recipe(point) == SPACE.recipe(canonical)
+    again = record.loads(Recipe, record.dumps(SPACE.recipe(point)), where="text")
+    assert again == SPACE.recipe(point)
+
+
+def test_names_say_what_is_not_usual() -> None:
+    def name(**labels: str) -> str:
+        return SPACE.recipe(SPACE.at(labels)).name
+
+    assert name(precision=BASELINE) == "float32"
+    assert name(precision=BASELINE, graph="fused") == "float32-fused"
+    assert name(model="pruned-2x", precision=BASELINE) == "pruned-2x"
+    assert name(model="pruned-2x", precision="int8-static") == "pruned-2x-int8-static"
+    assert name(precision="int8-static", kept="30dB", threads="1t") == "int8-static-30dB-1t"
+
+
+def test_recipes_follow_the_cpu() -> None:
+    """A CPU that saturates gets seven bits in dynamic schemes; static ones choose by layer."""
+    for saturates in (False, True):
+        space = space_for(saturates=saturates)
+        recipes = [space.recipe(point) for point in space.points()]
+        dynamic = [r.quantization for r in recipes if isinstance(r.quantization, DynamicInt8)]
+        static = [r.quantization for r in recipes if isinstance(r.quantization, StaticInt8)]
+        assert {q.reduce_range for q in dynamic} == {saturates}
+        assert {q.weight_bits for q in static} == {None}
+
+
+def test_the_float_engine_alone() -> None:
+    space = baseline_alone(saturates=False)
+    assert [space.recipe(point).name for point in space.points()] == [BASELINE]
+
+
+def test_unknown_axis_is_no_choice() -> None:
+    with pytest.raises(KeyError):
+        Space(axes=()).choice((), "precision")
