@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from equipoise import extras, resident
 from equipoise.errors import BackendError, DataError, IncompatibleError, ResourceError
 from equipoise.isolation import run_isolated
 
 FUNCTIONS = """
-import dataclasses, os, signal, sys, time
+import dataclasses, os, signal, subprocess, sys, time
 from pathlib import Path
 
 from equipoise import progress
@@ -87,6 +88,19 @@ def sleep(config: Config, *, output: Path) -> Result:
     time.sleep(600)
 
 
+def eat(config: Config, *, output: Path) -> Result:
+    eaten = b"x" * config.number
+    time.sleep(float(config.text or 600))
+    return Result(number=len(eaten), pid=os.getpid(), text="")
+
+
+def eat_in_children(config: Config, *, output: Path) -> Result:
+    code = f"import time; eaten = b'x' * {config.number // 2}; time.sleep(600)"
+    children = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    Path(config.text).write_text(" ".join(str(child.pid) for child in children))
+    time.sleep(600)
+
+
 def talk(config: Config, *, output: Path) -> Result:
     print("x" * config.number)
     return Result(number=config.number, pid=os.getpid(), text="")
@@ -101,6 +115,11 @@ class Config:
     text: str = ""
 
 
+SLEEPER = """
+import os, pathlib, sys, time
+pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+time.sleep(60)
+"""
 Call = Callable[..., dict[str, object]]
 
 
@@ -116,6 +135,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
         config: Config | None = None,
         *,
         time_limit_s: float = 60,
+        memory_limit_bytes: int | None = None,
         on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> dict[str, object]:
         text = run_isolated(
@@ -124,6 +144,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
             output=tmp_path / "out",
             on_progress=on_progress,
             time_limit_s=time_limit_s,
+            memory_limit_bytes=memory_limit_bytes,
         )
         return json.loads(text)
 
@@ -237,6 +258,104 @@ def test_the_time_limit_kills_the_child(call: Call, tmp_path: Path) -> None:
         call("sleep", Config(text=str(tmp_path / "pid")), time_limit_s=3)
     assert "--time-limit" in caught.value.hint
     assert not alive(int((tmp_path / "pid").read_text()))
+
+
+def test_the_memory_limit_kills_a_child_that_eats(call: Call) -> None:
+    """A ResourceError with the limit and with what the child had, long before it is done."""
+    begin = time.monotonic()
+    with pytest.raises(ResourceError, match=r"its limit is 200,000,000") as caught:
+        call("eat", Config(number=300_000_000), memory_limit_bytes=200_000_000)
+    had = int(caught.value.message.split(" bytes")[0].rpartition(" ")[2].replace(",", ""))
+    assert 200_000_000 < had < 700_000_000
+    assert "memory limit" in caught.value.hint
+    assert time.monotonic() - begin < 30
+
+
+def test_the_memory_limit_counts_what_children_of_the_child_have(
+    call: Call, tmp_path: Path
+) -> None:
+    """None of three processes passes it; together they do, and all of them are gone."""
+    config = Config(number=200_000_000, text=str(tmp_path / "pids"))
+    with pytest.raises(ResourceError, match="with its children"):
+        call("eat_in_children", config, memory_limit_bytes=180_000_000)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 2
+    assert wait_for(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_child_below_its_memory_limit_is_left_alone(call: Call) -> None:
+    """It is looked at several times and gives its record."""
+    config = Config(number=100_000_000, text="0.5")
+    assert call("eat", config, memory_limit_bytes=400_000_000)["number"] == 100_000_000
+
+
+def test_the_time_limit_kills_the_children_of_the_child_too(call: Call, tmp_path: Path) -> None:
+    """Nobody is left working for nobody."""
+    config = Config(number=2, text=str(tmp_path / "pids"))
+    with pytest.raises(ResourceError, match="within 2 s"):
+        call("eat_in_children", config, time_limit_s=2)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert wait_for(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_child_that_the_kernel_kills_for_want_of_memory_is_a_resource_error(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel counts such kills; the counter here stands for one that went up meanwhile."""
+    counts = iter([3, 4])
+    monkeypatch.setattr(resident, "kernel_kills", lambda: next(counts))
+    with pytest.raises(ResourceError, match="out of memory") as caught:
+        call("die", Config(number=int(signal.SIGKILL)))
+    assert "last words" in caught.value.message
+    assert "memory limit" in caught.value.hint
+
+
+def test_where_memory_cannot_be_seen_that_is_said(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither /proc nor psutil: the stage runs, and a warning says that the limit does not hold."""
+    monkeypatch.setattr(resident, "_PROC", tmp_path / "none")
+    monkeypatch.setattr(extras, "installed", lambda _module: False)
+    with pytest.warns(RuntimeWarning, match="not enforced"):
+        assert call("double", Config(number=2), memory_limit_bytes=1)["number"] == 4
+
+
+def test_without_proc_psutil_sees_the_memory(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS."""
+    pytest.importorskip("psutil")
+    monkeypatch.setattr(resident, "_PROC", tmp_path / "none")
+    with pytest.raises(ResourceError, match="its limit is 150,000,000"):
+        call("eat", Config(number=250_000_000), memory_limit_bytes=150_000_000)
+
+
+def test_the_kernel_counts_what_it_kills() -> None:
+    """A number that does not fall."""
+    first = resident.kernel_kills()
+    assert 0 <= first <= resident.kernel_kills()
+
+
+def test_a_family_is_found_without_the_list_of_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some kernels have no such list; then everybody is asked for the parent."""
+    code = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPER!r}, sys.argv[1]])"
+    )
+    pid_file = tmp_path / "pid"
+    child = subprocess.Popen([sys.executable, "-c", code, str(pid_file)])
+    try:
+        grandchild = int(str(wait_for(lambda: pid_file.exists() and pid_file.read_text())))
+        assert resident.family(child.pid) == [child.pid, grandchild]
+        search = resident._children_by_search
+        monkeypatch.setattr(resident, "_children", search)
+        assert resident.family(child.pid) == [child.pid, grandchild]
+    finally:
+        for pid in reversed(resident.family(child.pid)):
+            os.kill(pid, signal.SIGKILL)
+        child.wait()
+    assert resident.family(child.pid) == []
 
 
 def test_progress_arrives_in_order_and_ends_complete(call: Call) -> None:

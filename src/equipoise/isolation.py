@@ -15,15 +15,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from equipoise import fs, progress, record
+from equipoise import fs, progress, record, resident
 from equipoise.errors import BackendError, EquipoiseError, ResourceError, error_class
 
 _LOG_TAIL_CHARACTERS: Final = 2000
+_LOOK_S: Final = 0.1
+"""How often the memory of a child is looked at."""
 _LINUX_PARENT_DEATH_SIGNAL: Final = 1
 
 
@@ -45,6 +48,20 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a child may take.
+
+    Attributes:
+        time_s: It is killed after so many seconds.
+        memory_bytes: It is killed when it and its own children have more resident memory than
+            that; None for no limit.
+    """
+
+    time_s: float
+    memory_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Failure:
     """An error of the tree, as it crosses the process boundary."""
 
@@ -62,13 +79,14 @@ class Failure:
         return error_class(self.error)(self.message, hint=self.hint)
 
 
-def run_isolated(
+def run_isolated(  # noqa: PLR0913  what is called, and its limits
     function: str,
     config: object,
     *,
     output: Path,
     on_progress: Callable[[int, int], None],
     time_limit_s: float,
+    memory_limit_bytes: int | None = None,
 ) -> str:
     """Call ``function`` in a child process; return its record as JSON text.
 
@@ -78,25 +96,45 @@ def run_isolated(
         output: Existing directory for the stage's files.
         on_progress: Called with steps done and steps in all.
         time_limit_s: The child is killed after so many seconds.
+        memory_limit_bytes: The child is killed when it and its own children have more resident
+            memory than that.
 
     Raises:
         EquipoiseError: Whatever the function raised.
         BackendError: The child died; the message has the signal and the end of its log.
-        ResourceError: The time limit passed.
+        ResourceError: The time limit passed, or the memory limit, or the kernel killed the child
+            for want of memory.
     """
+    text = record.dumps(config)
+    request = Request(
+        function=function, config=text, output=output.resolve(), search_path=(str(Path.cwd()),)
+    )
+    limits = Limits(time_s=time_limit_s, memory_bytes=memory_limit_bytes)
+    return run_request(request, limits=limits, on_progress=on_progress)
+
+
+def run_request(
+    request: Request, *, limits: Limits, on_progress: Callable[[int, int], None]
+) -> str:
+    """Do in a child process what ``request`` says; returns and raises as `run_isolated`."""
     with fs.scratch_directory() as folder:
-        text = record.dumps(config)
-        request = Request(
-            function=function, config=text, output=output.resolve(), search_path=(str(Path.cwd()),)
-        )
         fs.write_json(folder / "request.json", request)
-        code = _run_child(folder, on_progress=on_progress, time_limit_s=time_limit_s)
-        return _read_result(folder, function=function, code=code)
+        kills = resident.kernel_kills()
+        code = _run_child(folder, on_progress=on_progress, limits=limits)
+        if code == -signal.SIGKILL and resident.kernel_kills() > kills:
+            raise _killed_by_kernel(request.function, folder)
+        return _read_result(folder, function=request.function, code=code)
 
 
-def _run_child(
-    folder: Path, *, on_progress: Callable[[int, int], None], time_limit_s: float
-) -> int:
+def _killed_by_kernel(function: str, folder: Path) -> ResourceError:
+    return ResourceError(
+        f"{function} was killed by SIGKILL while the kernel was out of memory; its last words:\n"
+        f"{last_words(folder)}",
+        hint="Use less data or a smaller model, run less at once, or set a memory limit.",
+    )
+
+
+def _run_child(folder: Path, *, on_progress: Callable[[int, int], None], limits: Limits) -> int:
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "equipoise.isolation", str(folder), str(writer)]
     with fs.appending(folder / "log.txt") as log:
@@ -105,16 +143,50 @@ def _run_child(
     listener = threading.Thread(target=forward, args=(reader, on_progress), daemon=True)
     listener.start()
     try:
-        return child.wait(timeout=time_limit_s)
-    except subprocess.TimeoutExpired as error:
-        raise ResourceError(
-            f"a stage did not finish within {time_limit_s:.0f} s",
-            hint="Use less data, a smaller model, or a larger --time-limit.",
-        ) from error
+        return _wait(child, limits=limits)
     finally:
-        child.kill()
-        child.wait()
+        _end(child)
         listener.join(timeout=5)
+
+
+def _wait(child: subprocess.Popen[bytes], *, limits: Limits) -> int:
+    """The exit code of ``child``. Raises ResourceError as soon as it passes a limit."""
+    end = time.monotonic() + limits.time_s
+    watched = limits.memory_bytes if limits.memory_bytes and resident.can_be_watched() else None
+    while True:
+        left = max(0.0, end - time.monotonic())
+        try:
+            return child.wait(timeout=left if watched is None else min(left, _LOOK_S))
+        except subprocess.TimeoutExpired as error:
+            if time.monotonic() >= end:
+                raise ResourceError(
+                    f"a stage did not finish within {limits.time_s:.0f} s",
+                    hint="Use less data, a smaller model, or a larger --time-limit.",
+                ) from error
+        if watched is not None:
+            _check_memory(child.pid, limit_bytes=watched)
+
+
+def _check_memory(pid: int, *, limit_bytes: int) -> None:
+    found = resident.exceeds(pid, limit_bytes)
+    if found:
+        raise ResourceError(
+            f"a stage had {found:,} bytes of resident memory, with its children; its limit is"
+            f" {limit_bytes:,}",
+            hint="Use less data, a smaller model, or a larger memory limit.",
+        )
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child that still runs, and all that it started."""
+    if child.poll() is not None:
+        return
+    started = resident.family(child.pid)[1:]
+    child.kill()
+    for pid in started:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    child.wait()
 
 
 def forward(reader: int, on_progress: Callable[[int, int], None]) -> None:
