@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,6 +54,11 @@ def count(config: Config, *, output: Path) -> Result:
             raise DataError("sample 3 is bad", hint="Mend it.")
         case "sleep":
             time.sleep(600)
+        case "eat":
+            eaten = b"x" * 300_000_000
+            time.sleep(600)
+        case "busy":
+            time.sleep(0.4)
         case fate if fate.startswith("SIG"):
             os.kill(os.getpid(), getattr(signal, fate))
     total = config.factor * len(config.source.read_bytes())
@@ -102,6 +110,10 @@ class Bench:
     def config(self, **changes: Any) -> Any:
         settings = {"source": self.source, "log": str(self.folder / "log"), **changes}
         return self.functions.Config(**settings)
+
+    def measuring(self) -> Stage[Any]:
+        """The same stage as one that measures."""
+        return dataclasses.replace(self.stage, name="measure", measures=True)
 
     def run(self, *, observer: Observer | None = None, **changes: Any) -> StageResult[Any]:
         """Run the stage as a new command would."""
@@ -385,6 +397,158 @@ def test_two_commands_at_once_run_a_stage_once(bench: Bench) -> None:
     said = sorted(process.communicate(timeout=60)[0].strip() for process in both)
     assert said == ["False", "True"]
     assert bench.runs == 1
+
+
+def together(runner: StageRunner, *work: tuple[Stage[Any], Any]) -> list[StageResult[Any]]:
+    """Run stages in a thread each; the results in the same order."""
+    with ThreadPoolExecutor(len(work)) as pool:
+        return [f.result() for f in [pool.submit(runner.run, *one) for one in work]]
+
+
+def overlap(one: StageResult[Any], other: StageResult[Any]) -> bool:
+    """Whether two stages were computed at the same time."""
+    assert one.ran is not None
+    assert other.ran is not None
+    return one.ran.began_s < other.ran.ended_s and other.ran.began_s < one.ran.ended_s
+
+
+def test_threads_that_want_the_same_compute_it_once(bench: Bench) -> None:
+    """One computes, the others wait for it and take what is kept."""
+    runner = StageRunner(bench.cache)
+    results = together(runner, *[(bench.stage, bench.config(fate="busy"))] * 4)
+    assert sorted(result.cached for result in results) == [False, True, True, True]
+    assert bench.runs == 1
+    assert len({result.record for result in results}) == 1
+
+
+def test_what_computes_runs_side_by_side(bench: Bench) -> None:
+    """Stages of different threads do not wait for each other."""
+    runner = StageRunner(bench.cache)
+    configs = [bench.config(fate="busy", factor=factor) for factor in (2, 3)]
+    first, second = together(runner, *((bench.stage, config) for config in configs))
+    assert (first.record.total, second.record.total) == (10, 15)
+    assert overlap(first, second)
+
+
+def test_what_measures_has_the_machine_to_itself(bench: Bench) -> None:
+    """Neither another measurement nor anything that computes runs meanwhile."""
+    work = [(bench.measuring(), bench.config(fate="busy", factor=n)) for n in (2, 3)]
+    work += [(bench.stage, bench.config(fate="busy", factor=n)) for n in (4, 5)]
+    results = together(StageRunner(bench.cache), *work)
+    for index, measured in enumerate(results[:2]):
+        assert not any(overlap(measured, r) for i, r in enumerate(results) if i != index)
+
+
+def test_two_commands_do_not_disturb_each_others_measurements(bench: Bench) -> None:
+    """Each has a runner of its own, as two processes have; the lock lies in the cache."""
+    runners = [StageRunner(bench.cache), StageRunner(bench.cache)]
+    stages_and_factors = ((bench.measuring(), 2), (bench.stage, 3))
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(runner.run, stage, bench.config(fate="busy", factor=factor))
+            for runner, (stage, factor) in zip(runners, stages_and_factors, strict=True)
+        ]
+        first, second = (job.result() for job in jobs)
+    assert not overlap(first, second)
+
+
+def test_a_result_says_where_and_when_it_was_computed(bench: Bench) -> None:
+    """Also when it is found again."""
+    before = time.time()
+    first, second = bench.run(), bench.run()
+    assert first.ran == second.ran
+    assert first.ran is not None
+    assert first.ran.host == platform.node()
+    assert before <= first.ran.began_s < first.ran.ended_s <= time.time()
+
+
+def test_a_result_that_does_not_say_where_it_ran_is_still_found(bench: Bench) -> None:
+    """Earlier versions did not keep that."""
+    place = bench.run().files.parent / "record.json"
+    entry = json.loads(place.read_text())
+    del entry["ran"]
+    place.write_text(json.dumps(entry))
+    again = bench.run()
+    assert again.cached
+    assert again.ran is None
+
+
+def test_the_deadline_ends_a_stage_that_runs(bench: Bench) -> None:
+    """With an error that says that the run is over, not that the stage is too slow."""
+    runner = StageRunner(bench.cache)
+    runner.stop_at(time.monotonic() + 2)
+    begin = time.monotonic()
+    with pytest.raises(
+        ResourceError, match="the time of this run was over before the stage 'count'"
+    ):
+        runner.run(bench.stage, bench.config(fate="sleep"))
+    assert time.monotonic() - begin < 20
+    assert bench.kept() == []
+
+
+def test_after_the_deadline_what_is_kept_is_found_and_nothing_starts(bench: Bench) -> None:
+    """Until it is lifted."""
+    runner = StageRunner(bench.cache)
+    runner.run(bench.stage, bench.config())
+    runner.stop_at(time.monotonic() - 1)
+    assert runner.run(bench.stage, bench.config()).cached
+    with pytest.raises(ResourceError, match="was over"):
+        runner.run(bench.stage, bench.config(factor=3))
+    assert bench.runs == 1
+    runner.stop_at(None)
+    assert runner.run(bench.stage, bench.config(factor=3)).record.total == 15
+
+
+def test_the_deadline_holds_while_waiting_for_another(bench: Bench) -> None:
+    """For a machine that somebody measures on, and for a key that somebody computes."""
+    busy, late = StageRunner(bench.cache), StageRunner(bench.cache)
+    with ThreadPoolExecutor(1) as pool:
+        busy.stop_at(time.monotonic() + 3)
+        work = pool.submit(busy.run, bench.measuring(), bench.config(fate="sleep"))
+        wait_until(lambda: bench.runs == 1)
+        for stage, fate in ((bench.stage, ""), (bench.measuring(), "sleep")):
+            late.stop_at(time.monotonic() + 0.3)
+            with pytest.raises(ResourceError, match="was over"):
+                late.run(stage, bench.config(fate=fate))
+        assert not work.done()
+        with pytest.raises(ResourceError):
+            work.result()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until ``condition`` holds, for twenty seconds at most."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_stage_over_its_memory_limit_leaves_nothing(bench: Bench) -> None:
+    """ResourceError, and no directory."""
+    runner = StageRunner(bench.cache, memory_limit_bytes=200_000_000)
+    with pytest.raises(ResourceError, match="its limit is 200,000,000"):
+        runner.run(bench.stage, bench.config(fate="eat"))
+    assert bench.kept() == []
+
+
+def test_an_observer_hears_of_failure(bench: Bench) -> None:
+    """Also when the stage never began."""
+    heard = Failed()
+    runner = StageRunner(bench.cache, observer=heard)
+    runner.stop_at(time.monotonic() - 1)
+    with pytest.raises(ResourceError):
+        runner.run(bench.stage, bench.config(), label="count them")
+    assert heard.labels == ["count them"]
+
+
+class Failed(Observer):
+    """Keeps what failed."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+
+    def failed(self, label: str) -> None:
+        self.labels.append(label)
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

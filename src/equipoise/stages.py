@@ -5,49 +5,63 @@ result is kept under the SHA-256 of everything that went into it: the config, th
 file that the config names, the code of equipoise and the versions of the packages it uses. So a
 run that was killed goes on where it was, and nothing runs twice.
 
-    <cache>/<stage>/<key>/record.json    the record, and the SHA-256 of every output file
+    <cache>/<stage>/<key>/record.json    the record, the SHA-256 of every output file, where it ran
     <cache>/<stage>/<key>/files/         the outputs
+
+Threads may run stages at once. One that measures has its machine to itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from equipoise import extras, fs, record
+from equipoise.content import (
+    NOT_IN_KEY,
+    by_content,
+    code_sha256,
+    content_sha256,
+    tree_sha256,
+    versions_of,
+)
 from equipoise.errors import IntegrityError, LockError
-from equipoise.isolation import run_isolated
+from equipoise.isolation import Limits
+from equipoise.launch import (
+    Launch,
+    LaunchHere,
+    Order,
+    Ran,
+    Stage,
+    lock_of_machine,
+    time_is_over,
+    time_left_s,
+)
+
+__all__ = [
+    "NOT_IN_KEY",
+    "Observer",
+    "Stage",
+    "StageResult",
+    "StageRunner",
+    "by_content",
+    "code_sha256",
+    "content_sha256",
+    "default_cache",
+    "locked",
+    "stage_key",
+    "tree_sha256",
+    "versions_of",
+]
 
 R = TypeVar("R")
 _LOCK_WAIT_S: Final = 3600.0
-_NOT_IN_KEYS: Final = {"cli", "report"}
-NOT_IN_KEY: Final = {"in_key": False}
-"""Metadata of a field of a config that changes no result: ``field(metadata=NOT_IN_KEY)``."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage(Generic[R]):
-    """One step of the pipeline.
-
-    Attributes:
-        name: Folder in the cache, and the word in progress bars.
-        function: ``module:function`` with the signature ``(config, *, output: Path) -> R``.
-        record: The type that the function returns.
-        packages: Distributions whose versions change the result.
-    """
-
-    name: str
-    function: str
-    record: type[R]
-    packages: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,11 +72,13 @@ class StageResult(Generic[R]):
         record: Its record.
         files: The directory with its outputs. Read only: it belongs to the cache.
         cached: Whether it had run before.
+        ran: Where and when; None in a result of an earlier version, which did not keep that.
     """
 
     record: R
     files: Path
     cached: bool
+    ran: Ran | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +86,7 @@ class _Entry:
     record: str
     record_sha256: str
     sha256: dict[str, str]
+    ran: Ran | None = None
 
 
 class Observer:
@@ -87,31 +104,50 @@ class Observer:
     def failed(self, label: str) -> None:
         """The stage raised an error."""
 
+    def say(self, line: str) -> None:
+        """A line for people, between stages."""
+
 
 class StageRunner:
-    """Runs stages in child processes and keeps their results.
+    """Runs stages in child processes and keeps their results. Threads may share one.
 
     Args:
         cache: Directory of the cache. Processes of one distributed run (``RANK`` of the
             environment) each have a part of their own: in a common one the first would hold the
             lock of a stage in which it waits for the others.
-        observer: Hears of progress.
+        observer: Hears of progress, in the thread that runs the stage or one that belongs to it.
         time_limit_s: Limit for one stage.
+        memory_limit_bytes: Limit for the resident memory of one stage and its children.
         fresh: Run every stage again and replace what is kept.
+        launch: Computes a stage; in a child process of this machine when None.
+        slots: How many threads may well run stages at once.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  every one is a setting of its own
         self,
         cache: Path,
         *,
         observer: Observer | None = None,
         time_limit_s: float = 3600.0,
+        memory_limit_bytes: int | None = None,
         fresh: bool = False,
+        launch: Launch | None = None,
+        slots: int = 1,
     ) -> None:
         self._cache = _own_part(cache)
         self._observer = observer or Observer()
-        self._time_limit_s = time_limit_s
+        self._limits = Limits(time_s=time_limit_s, memory_bytes=memory_limit_bytes)
         self._fresh = fresh
+        self._launch = launch or LaunchHere(lock_of_machine(self._cache))
+        self._deadline: float | None = None
+        self.slots = slots
+
+    def stop_at(self, deadline: float | None) -> None:
+        """Let no stage run beyond ``deadline``, a moment of ``time.monotonic``; None lifts that.
+
+        What is kept is still found afterwards. Stages that run already are not concerned.
+        """
+        self._deadline = deadline
 
     def run(
         self, stage: Stage[R], config: object, *, label: str = "", fresh: bool = False
@@ -120,18 +156,20 @@ class StageRunner:
 
         Raises:
             EquipoiseError: Whatever the stage raises; nothing is kept then.
+            ResourceError: It took more than its limits, or the time of `stop_at` was over.
             LockError: Another process has worked on the same stage for over an hour.
         """
         label = label or stage.name
         place = self._cache / stage.name / stage_key(stage, config)
+        deadline = self._deadline
         self._observer.started(label)
-        with _locked(place.with_suffix(".lock")):
-            try:
+        try:
+            with locked(place.with_suffix(".lock"), deadline=deadline):
                 kept = None if self._fresh or fresh else self._find(stage, place)
-                result = kept or self._make(stage, config, place=place)
-            except BaseException:
-                self._observer.failed(label)
-                raise
+                result = kept or self._make(stage, config, place=place, deadline=deadline)
+        except BaseException:
+            self._observer.failed(label)
+            raise
         self._observer.ended(label, cached=result.cached)
         return result
 
@@ -146,22 +184,31 @@ class StageRunner:
             kept = record.loads(stage.record, entry.record, where=str(place), error=IntegrityError)
         except IntegrityError:
             return None
-        return StageResult(record=kept, files=place / "files", cached=True)
+        return StageResult(record=kept, files=place / "files", cached=True, ran=entry.ran)
 
-    def _make(self, stage: Stage[R], config: object, *, place: Path) -> StageResult[R]:
+    def _make(
+        self, stage: Stage[R], config: object, *, place: Path, deadline: float | None
+    ) -> StageResult[R]:
         with fs.staged_directory(place) as staging:
             files = fs.make_directory(staging / "files")
-            text = run_isolated(
-                stage.function,
-                config,
+            order = Order(
+                stage=stage,
+                config=config,
                 output=files,
                 on_progress=self._observer.advanced,
-                time_limit_s=self._time_limit_s,
+                limits=self._limits,
+                deadline=deadline,
             )
-            entry = _Entry(record=text, record_sha256=_text_sha256(text), sha256=tree_sha256(files))
+            done = self._launch(order)
+            made = record.loads(stage.record, done.record, where=stage.name, error=IntegrityError)
+            entry = _Entry(
+                record=done.record,
+                record_sha256=_text_sha256(done.record),
+                sha256=tree_sha256(files),
+                ran=done.ran,
+            )
             fs.write_json(staging / "record.json", entry)
-        made = record.loads(stage.record, text, where=stage.name, error=IntegrityError)
-        return StageResult(record=made, files=place / "files", cached=False)
+        return StageResult(record=made, files=place / "files", cached=False, ran=done.ran)
 
 
 def _read_entry(place: Path) -> _Entry:
@@ -178,14 +225,22 @@ def _text_sha256(text: str) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time on one key; the kernel frees the lock when the holder dies."""
+def locked(path: Path, *, deadline: float | None = None) -> Iterator[None]:
+    """One process and thread at a time on one key; the kernel frees it when the holder dies.
+
+    Raises:
+        LockError: Another has held it for over an hour.
+        ResourceError: ``deadline`` (``time.monotonic``) passed meanwhile.
+    """
     filelock = extras.require("filelock")
     fs.make_directory(path.parent)
     lock = filelock.FileLock(path)
+    wait_s = max(0.0, time_left_s(deadline))
     try:
-        lock.acquire(timeout=_LOCK_WAIT_S)
+        lock.acquire(timeout=min(wait_s, _LOCK_WAIT_S))
     except filelock.Timeout as error:
+        if wait_s < _LOCK_WAIT_S:
+            raise time_is_over(path.parent.name) from error
         raise LockError(f"another process has held {path} for {_LOCK_WAIT_S:.0f} s") from error
     try:
         yield
@@ -203,72 +258,6 @@ def stage_key(stage: Stage[Any], config: object) -> str:
         "packages": versions_of(stage.packages),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def by_content(value: object) -> record.Json:
-    """The JSON form of a config in which every path stands for the content that it names.
-
-    Fields that are ``NOT_IN_KEY`` are left out.
-    """
-    if isinstance(value, Path):
-        return content_sha256(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (f for f in dataclasses.fields(value) if f.metadata.get("in_key", True))
-        return {f.name: by_content(getattr(value, f.name)) for f in fields}
-    if isinstance(value, tuple | list):
-        return [by_content(v) for v in value]
-    if isinstance(value, Mapping):
-        return {str(k): by_content(v) for k, v in value.items()}
-    return record.to_json(value)
-
-
-def content_sha256(path: Path) -> str:
-    """SHA-256 of a file or of a tree of files; a missing path has a hash of its own."""
-    if path.is_dir():
-        return hashlib.sha256(json.dumps(tree_sha256(path), sort_keys=True).encode()).hexdigest()
-    if not path.exists():
-        return f"missing:{path}"
-    return _file_sha256(path)
-
-
-def tree_sha256(root: Path) -> dict[str, str]:
-    """Relative file name -> SHA-256 of every file below ``root``."""
-    files = (Path(directory, name) for directory, _, names in os.walk(root) for name in names)
-    return {str(file.relative_to(root)): _file_sha256(file) for file in sorted(files)}
-
-
-def _file_sha256(path: Path) -> str:
-    status = path.stat()
-    return _sha256_of_version(path, status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-@functools.lru_cache(maxsize=4096)
-def _sha256_of_version(path: Path, _size: int, _mtime_ns: int, _inode: int) -> str:
-    """Hash once per process: stages share large files."""
-    return fs.sha256_file(path)
-
-
-@functools.cache
-def code_sha256() -> str:
-    """SHA-256 of the code of equipoise that can change a result."""
-    root = Path(__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        if file.relative_to(root).parts[0] not in _NOT_IN_KEYS:
-            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
-
-
-def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
-    """Distribution -> installed version, or ``missing``."""
-    return {name: _version(name) for name in packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
 
 
 def _own_part(cache: Path) -> Path:
