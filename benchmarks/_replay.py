@@ -192,7 +192,8 @@ class ReplayLab:
     def time(self, recipe: Recipe, *, quick: bool = False, take: int = 0) -> Timed:  # noqa: ARG002
         """See Lab. In few rounds the interval is twice as wide."""
         entry = self._table.entries[recipe.name]
-        assert entry.latency_ms is not None and entry.speedup is not None
+        assert entry.latency_ms is not None
+        assert entry.speedup is not None
         wide = 2.0 if quick else 1.0
         sigma = (entry.speedup.high - entry.speedup.low) / (2 * _Z95 * entry.speedup.value) * wide
         factor = float(np.exp(self._random.normal(0, sigma)))
@@ -205,6 +206,12 @@ class ReplayLab:
         """See Lab."""
         statistics = self._table.statistics[recipe.name][self._rows]
         return Scored(statistics=statistics[:samples], parity=())
+
+    def limit(self, seconds: float | None) -> None:
+        """Nothing here takes time."""
+
+    def stop(self) -> None:
+        """Nothing here runs on."""
 
     def weigh(self, recipe: Recipe, *, take: int = 0) -> Weighed:  # noqa: ARG002
         """See Lab."""

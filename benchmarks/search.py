@@ -2,7 +2,8 @@
 
     python benchmarks/search.py table digits --model WEIGHTS --output TABLE.npz
     python benchmarks/search.py table ner --model DIRECTORY --output TABLE.npz [--samples 600]
-    python benchmarks/search.py replay TABLE.npz ... --output RECORD.json [--seeds 20] [--claims 400]
+    python benchmarks/search.py replay TABLE.npz ... --output RECORD.json
+        [--seeds 20] [--claims 400]
 
 ``table`` makes and measures every recipe of a space once, hours for a transformer, on an idle
 machine. ``replay`` reads tables and runs nothing: searches draw the noise of latencies from their
@@ -39,8 +40,7 @@ from equipoise.search.search import Budget, SearchSettings, search
 from equipoise.search.space import Point, Space, space_for
 from equipoise.search.stages import StageLab
 from equipoise.search.standing import Standing
-from equipoise.search.trial import attempt, candidate
-from equipoise.search.trial import Trial
+from equipoise.search.trial import Trial, attempt, candidate
 from equipoise.stages import versions_of
 from equipoise.targets.machine import Machine, detect_machine
 

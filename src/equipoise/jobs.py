@@ -86,8 +86,15 @@ class JobConfig:
     training_samples: int | None = None
 
 
-def make_pipeline(config: JobConfig, *, observer: Observer | None = None) -> Pipeline:
+def make_pipeline(
+    config: JobConfig, *, observer: Observer | None = None, runner: StageRunner | None = None
+) -> Pipeline:
     """Check what can be checked without work, and set up the stages.
+
+    Args:
+        config: The model, its data and the device.
+        observer: Hears of progress.
+        runner: Runs the stages; one on this machine when None.
 
     Raises:
         UsageError: An unknown metric, target or task, or a setting out of range.
@@ -99,7 +106,7 @@ def make_pipeline(config: JobConfig, *, observer: Observer | None = None) -> Pip
     machine = detect_machine()
     cache = config.cache or default_cache()
     fs.check_writable(cache, needed_bytes=FREE_BYTES)
-    runner = StageRunner(
+    runner = runner or StageRunner(
         cache, observer=observer, time_limit_s=config.time_limit_s, fresh=config.fresh
     )
     return Pipeline(_job(config, source=source, machine=machine), runner=runner)

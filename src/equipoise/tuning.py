@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Final
 
 from equipoise import fs
 from equipoise.bundle.writer import check_replaceable
+from equipoise.cluster.runner import open_runner
 from equipoise.compress.cutting import Pruning
 from equipoise.compress.settings import TrainSettings
 from equipoise.compression.compression import Compression
@@ -33,7 +35,14 @@ from equipoise.search.result import NodePlan, Repeat, TuneResult
 from equipoise.search.search import Budget, Found, SearchSettings, Watcher, search
 from equipoise.search.space import Space, baseline_alone, space_for
 from equipoise.search.stages import StageLab
-from equipoise.stages import Observer, by_content, code_sha256, default_cache, versions_of
+from equipoise.stages import (
+    Observer,
+    StageRunner,
+    by_content,
+    code_sha256,
+    default_cache,
+    versions_of,
+)
 from equipoise.targets.profiles import require_measurable
 
 JOURNALS: Final = "search"
@@ -62,6 +71,10 @@ class TuneConfig(JobConfig):
         repeat: Search so many times, with all measurements made anew, to see how stable the choice
             is; the first result is the one that is packed.
         seed: Of what the search draws.
+        workers: Trials at once, on this machine or the cluster.
+        cluster: Address of a Ray cluster; this machine alone when empty.
+        storage: Path or fsspec URL that all nodes of the cluster reach.
+        memory_limit_bytes: Resident memory that one stage may take; None for no limit.
         command: What the user typed, for the report.
     """
 
@@ -74,6 +87,10 @@ class TuneConfig(JobConfig):
     recovery: TrainSettings = field(default_factory=lambda: Pruning().recovery)
     repeat: int = 1
     seed: int = 0
+    workers: int | None = None
+    cluster: str = ""
+    storage: str = ""
+    memory_limit_bytes: int | None = None
     command: str = ""
 
 
@@ -97,8 +114,27 @@ def tune(
         InterruptedRunError: A signal, after the best so far has been written.
     """
     _check(config)
+    with _runner(config, observer) as runner:
+        return _tune(config, runner=runner, watcher=watcher)
+
+
+def _runner(config: TuneConfig, observer: Observer | None) -> AbstractContextManager[StageRunner]:
+    return open_runner(
+        config.cluster,
+        workers=config.workers,
+        storage=config.storage,
+        target=config.target,
+        cache=config.cache or default_cache(),
+        observer=observer,
+        time_limit_s=config.time_limit_s,
+        memory_limit_bytes=config.memory_limit_bytes,
+        fresh=config.fresh,
+    )
+
+
+def _tune(config: TuneConfig, *, runner: StageRunner, watcher: Watcher | None) -> TuneResult:
     for_training = config.for_training or bool(config.prune)
-    pipeline = make_pipeline(replace(config, for_training=for_training), observer=observer)
+    pipeline = make_pipeline(replace(config, for_training=for_training), runner=runner)
     require_measurable(pipeline.job.target, machine=pipeline.job.machine, runtimes=BUILDERS.names())
     fs.check_writable(config.output, needed_bytes=FREE_BYTES)
     check_replaceable(config.output / "bundle")
@@ -176,6 +212,7 @@ class _Run:
             asked=(self._config.recipe,) if self._config.recipe else (),
             budget=Budget(trials=_TRIALS) if unlimited else budget,
             seed=seed,
+            slots=self._pipeline.runner.slots,
             refine=not unlimited,
         )
 

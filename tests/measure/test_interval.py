@@ -9,7 +9,9 @@ from scipy import stats
 from equipoise.data.metrics import get_metric
 from equipoise.errors import UsageError
 from equipoise.measure.interval import (
+    bounded,
     clustered_interval,
+    draw_drop,
     median_interval,
     metric_interval,
     paired_drop,
@@ -129,3 +131,69 @@ def test_clusters_without_an_interval_are_refused(values: list) -> None:
     """One cluster has no noise to be seen; a ratio is positive."""
     with pytest.raises(UsageError, match="at least 2 positive finite values"):
         clustered_interval(np.array(values))
+
+
+def test_bounds_hold_for_all_candidates_together() -> None:
+    """Eight candidates that each truly lose 2 %: in about 5 of 100 draws any bound is below that.
+
+    Each alone would be in 5 of 100, so that the best of them would pass far more often.
+    """
+    generator = np.random.default_rng(5)
+    together = alone = 0
+    for _ in range(100):
+        reference = np.ones(400)
+        drawn = [
+            draw_drop(
+                decisions(reference),
+                decisions(generator.random(400) >= 0.02),
+                value,
+                discrete=True,
+                seed=seed,
+            )
+            for seed in range(8)
+        ]
+        together += any(one.high < 0.02 for one in bounded(drawn))
+        alone += any(bounded([one])[0].high < 0.02 for one in drawn)
+    assert together <= 11
+    assert alone > 15
+
+
+def test_losses_are_bounded_as_a_rare_event_is() -> None:
+    """k losses of n: the bound is the 95 % quantile of a gamma distribution of k + 1."""
+    quantiles = {0: 2.996, 1: 4.744, 2: 6.296, 5: 10.513}
+    for lost, quantile in quantiles.items():
+        candidate = np.ones(2000)
+        candidate[:lost] = 0
+        drop = paired_drop(decisions(np.ones(2000)), decisions(candidate), value, discrete=True)
+        assert drop.high == pytest.approx(quantile / 2000, rel=0.06)
+
+
+def test_what_certainly_loses_too_much_widens_no_other_bound() -> None:
+    """Ten hopeless candidates beside a good one change nothing of it; near ones do."""
+    reference, good = decisions(np.ones(1000)), decisions(np.ones(1000))
+    hopeless, near = np.ones(1000), np.ones(1000)
+    hopeless[:300] = 0
+    near[:8] = 0
+
+    def high(*others: np.ndarray) -> float:
+        drawn = [
+            draw_drop(reference, one, value, discrete=True, seed=seed)
+            for seed, one in enumerate([good, *map(decisions, others)])
+        ]
+        return bounded(drawn, allowed=0.01)[0].high
+
+    assert high(*[hopeless] * 10) == high()
+    assert high(*[near] * 10) > high()
+
+
+def test_confidence_and_bounds_of_the_metric_itself() -> None:
+    """More confidence is a wider bound; without a reference the drop is the metric, negated."""
+    right = np.ones(500)
+    right[:25] = 0
+    pair = decisions(np.ones(500)), decisions(right)
+    bounds = [paired_drop(*pair, value, discrete=True, confidence=c).high for c in (0.9, 0.99)]
+    assert bounds[0] < bounds[1]
+    negated = bounded([draw_drop(None, decisions(right), value, discrete=True)])[0]
+    assert negated.value == pytest.approx(-0.95)
+    assert -negated.high < 0.95
+    assert bounded([]) == ()

@@ -69,6 +69,12 @@ class TableLab:
         statistics[order[: self.lookup(recipe).lost], 0] = 0
         return Scored(statistics=statistics[:samples], parity=())
 
+    def limit(self, seconds: float | None) -> None:
+        """Nothing here takes time."""
+
+    def stop(self) -> None:
+        """Nothing here runs on."""
+
     def weigh(self, recipe: Recipe, *, take: int = 0) -> Weighed:
         self.calls["weigh again" if take else "weigh", recipe.name] += 1
         peak = self.lookup(recipe).memory_bytes

@@ -58,5 +58,5 @@ def test_less_of_any_cost_is_never_worse(relative: dict) -> None:
     """In an order and with weights alike."""
     for goal in (Goal(), Goal(minimise=("size", "memory"), weights=(1.0, 3.0))):
         cost = goal.log_cost(relative)
-        for name in relative:
-            assert goal.log_cost({**relative, name: relative[name] / 2}) <= cost
+        for name, value in relative.items():
+            assert goal.log_cost({**relative, name: value / 2}) <= cost

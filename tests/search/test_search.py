@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.search.table_lab import Line, TableLab, landscape
@@ -36,7 +37,7 @@ def true_best(goal: Goal) -> float:
     return best
 
 
-def run(lab: TableLab | None = None, journal: Journal | None = None, **settings) -> Found:
+def run(lab: TableLab | None = None, journal: Journal | None = None, **settings: Any) -> Found:
     goal = settings.pop("goal", Goal(max_drop=0.015))
     lab = lab or TableLab(landscape)
     return search(SPACE, lab, settings=SearchSettings(goal=goal, **settings), journal=journal)
@@ -221,7 +222,7 @@ def test_a_signal_gives_the_best_so_far() -> None:
     """After the float engine, whenever it comes."""
 
     class Stopping(Watcher):
-        def tried(self, candidate, **_) -> None:
+        def tried(self, candidate, **_: Any) -> None:
             if candidate.recipe.name == "int8-dynamic":
                 raise InterruptedRunError("stopped", hint="", exit_code=128 + signal.SIGINT)
 

@@ -79,6 +79,18 @@ def command(
         int, typer.Option(help="Search so many times, measuring anew, and tell how stable it is.")
     ] = 1,
     seed: Annotated[int, typer.Option(help="Of what the search draws.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(help="Trials at once; needs the extra 'cluster'.")
+    ] = None,
+    cluster: Annotated[
+        str, typer.Option(help="Address of a Ray cluster: ray://host:10001, host:6379 or auto.")
+    ] = "",
+    storage: Annotated[
+        str, typer.Option(help="Path or fsspec URL that all nodes of the cluster reach.")
+    ] = "",
+    memory_limit: Annotated[
+        str, typer.Option(help="Most resident memory of one stage, such as 8GB.")
+    ] = "",
     save_recipe: Annotated[
         Path | None, typer.Option(help="Write a recipe file that makes the result again.")
     ] = None,
@@ -148,6 +160,10 @@ def command(
         recipe=context.obj,
         repeat=repeat,
         seed=seed,
+        workers=workers,
+        cluster=cluster,
+        storage=storage,
+        memory_limit_bytes=int(options.size_bytes(memory_limit)) if memory_limit else None,
         command=_command(),
         samples=samples,
         calibration_samples=calibration_samples,

@@ -83,9 +83,10 @@ def draw_drop(
 ) -> DrawnDrop:
     """Draw the paired drop of one candidate by the Bayesian bootstrap.
 
-    Samples are weighted anew (:func:`_weights`), for all candidates alike. A metric that counts decisions (``discrete``) gets one more sample
-    that is lost: for ``k`` losses in ``n`` samples the upper quantile is then that of a gamma
-    distribution of ``k + 1``, which is the exact bound of a rare event, also when none was seen.
+    Samples are weighted anew (:func:`_weights`), for all candidates alike. A metric that counts
+    decisions (``discrete``) gets one more sample that is lost: for ``k`` losses the upper quantile
+    is then that of a gamma distribution of ``k + 1``, which is the exact bound of a rare event,
+    also when none was seen.
 
     Args:
         reference: ``[samples, k]`` statistics of the reference; None for a metric of 0, so that the

@@ -112,5 +112,11 @@ class Lab(Protocol):
     def score(self, recipe: Recipe, *, samples: int | None = None) -> Scored:
         """Run it over the first evaluation samples, or over all."""
 
+    def limit(self, seconds: float | None) -> None:
+        """Let no step go on for longer than that from now; None lifts it."""
+
+    def stop(self) -> None:
+        """Let no further step begin, in whichever thread."""
+
     def weigh(self, recipe: Recipe, *, take: int = 0) -> Weighed:
         """Its memory and its start. Another take is measured anew."""

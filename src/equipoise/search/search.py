@@ -164,14 +164,17 @@ class _Search:
         self._without_gain = 0
 
     def run(self) -> Found:
-        first = self._proposer.starts[0]
-        self._try_one(first)
+        self._enter(self._run(self._proposer.starts[0], None))
         interrupted = None
         try:
             self._go_on()
+            self._lab.limit(None)
             self._confirm()
         except InterruptedRunError as signal:
+            self._lab.stop()
             interrupted, self._stopped = signal, signal.message
+        finally:
+            self._lab.limit(None)
         candidates = self.candidates()
         found = choose(candidates, goal=self._goal)
         return Found(
@@ -190,8 +193,11 @@ class _Search:
             while (proposal := self._next([])) is not None:
                 self._try_one(proposal)
             return
-        with ThreadPoolExecutor(self._settings.slots) as pool:
+        pool = ThreadPoolExecutor(self._settings.slots)
+        try:
             self._fan_out(pool)
+        finally:  # what still runs after a signal is not waited for: the best so far is
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _fan_out(self, pool: ThreadPoolExecutor) -> None:
         running: dict[Future[Trial], Proposal] = {}
@@ -258,6 +264,11 @@ class _Search:
             return f"the budget of {budget.seconds:g} s is spent"
         return ""
 
+    def _left_s(self) -> float | None:
+        """Seconds of the budget that are left; None without one."""
+        budget = self._settings.budget.seconds
+        return None if budget is None else max(budget - self._spent_s(), 0.0)
+
     def _spent_s(self) -> float:
         """Of all runs. What was done before costs nothing when it is only looked up again."""
         return self._earlier_s + time.monotonic() - self._began
@@ -288,6 +299,7 @@ class _Search:
         began, number = time.monotonic(), None
         if self._journal is not None:
             number = self._journal.begin(proposal.recipe, origin=proposal.origin)
+        self._lab.limit(self._left_s())
         outcome = attempt(proposal, self._lab, goal=self._goal, rival=rival)
         trial = Trial(
             proposal=proposal,
@@ -295,7 +307,8 @@ class _Search:
             began_s=self._earlier_s + began - self._began,
             seconds=time.monotonic() - began,
         )
-        if self._journal is not None and number is not None:
+        cut_short = self._left_s() == 0 and trial.verdict == "failed"
+        if self._journal is not None and number is not None and not cut_short:
             self._journal.end(
                 number, verdict=trial.verdict, reason=trial.reason, seconds=trial.seconds
             )
@@ -313,11 +326,10 @@ class _Search:
         gained = best is not None and (before is None or best.recipe != before.recipe)
         refinement = trial.proposal.origin == "optuna"
         self._without_gain = 0 if gained else self._without_gain + refinement
-        left = self._settings.budget.seconds
         self._watcher.tried(
             next(c for c in self.candidates() if c.recipe.name == trial.name),
             best=best,
-            left_s=None if left is None else max(left - self._spent_s(), 0.0),
+            left_s=self._left_s(),
         )
 
     def _applicable(self) -> list[Point]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
+from time import monotonic
 from typing import Final
 
 from equipoise.data.metrics import get_metric
+from equipoise.errors import ResourceError
 from equipoise.measure.evaluate import read_statistics
 from equipoise.pipeline import Measuring, Pipeline
 from equipoise.recipe import Recipe
@@ -33,7 +35,7 @@ class StageLab:
 
     def __init__(self, pipeline: Pipeline, *, pipeline_of: PipelineOf, series: int = 0) -> None:
         self._pipeline, self._pipeline_of, self._series = pipeline, pipeline_of, series
-        self._pruning = Lock()
+        self._pruning, self._stopped = Lock(), Event()
         metric = get_metric(pipeline.job.metric, labels=pipeline.data.record.labels)
         reference = pipeline.evaluate(None, label=pipeline.reference.record.by)
         self.reference_report = reference.record.report
@@ -86,6 +88,15 @@ class StageLab:
             report=found.record.report,
         )
 
+    def limit(self, seconds: float | None) -> None:
+        """See Lab."""
+        deadline = None if seconds is None else monotonic() + seconds
+        self._pipeline.runner.stop_at(deadline)
+
+    def stop(self) -> None:
+        """See Lab."""
+        self._stopped.set()
+
     def weigh(self, recipe: Recipe, *, take: int = 0) -> Weighed:
         """See Lab."""
         found = self._stages(recipe).memory(
@@ -98,6 +109,8 @@ class StageLab:
         )
 
     def _stages(self, recipe: Recipe) -> Pipeline:
+        if self._stopped.is_set():
+            raise ResourceError("the search was stopped")
         with self._pruning:  # of several trials on one pruned model the first one trains it
             return self._pipeline_of(recipe)
 
