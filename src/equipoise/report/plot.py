@@ -1,125 +1,339 @@
-"""The Pareto plot: latency against metric, with size as area."""
+"""Plots as data: Pareto fronts with intervals, the knee, and what the limits forbid.
+
+A figure is what plotly.js draws, as plain values. Names come from elsewhere, and plotly.js reads
+some tags in text, so all of them are escaped here.
+"""
 
 from __future__ import annotations
 
-import math
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-from equipoise import extras
-from equipoise.report.rows import interval, size
-from equipoise.search.choose import measured
-from equipoise.search.result import Candidate, TuneResult
+from equipoise.measure.interval import Interval
+from equipoise.report.axes import Axis, Key, axis, view
+from equipoise.report.figures import usable
+from equipoise.report.knee import front, knee
+from equipoise.report.rows import Cell, rows
+from equipoise.search.result import Candidate, TuneResult, Verdict
 
-_COLOURS: Final = {"baseline": "#7a7f87", "accepted": "#1a7f5a", "refused": "#c0392b"}
-_SYMBOLS: Final = {"baseline": "square", "accepted": "circle", "refused": "x"}
-_LARGEST_MARKER: Final = 48.0
-_SMALLEST_MARKER: Final = 9.0
-_LEADERS: Final = (-36, 36, -58, 58)
+COLOURS: Final[dict[Verdict, str]] = {
+    "baseline": "#7d8590", "accepted": "#1f9d6b", "refused": "#d2564a", "outraced": "#9a8fc0",
+    "failed": "#b0568f", "not applicable": "#a5abb3",
+}  # fmt: skip
+GOLD: Final = "#d99a1c"
+QUIET: Final = "rgba(128,128,128,.22)"
+
+_SYMBOLS: Final[dict[Verdict, str]] = {
+    "baseline": "square", "accepted": "circle", "refused": "x", "outraced": "circle-open",
+}  # fmt: skip
+_SIZES: Final[dict[Verdict, int]] = {"outraced": 7}
+_AXES: Final[tuple[tuple[Key, Key], ...]] = (
+    ("latency", "metric"), ("size", "metric"), ("memory", "metric"), ("latency", "size"),
+)  # fmt: skip
+_FORBIDDEN: Final = "rgba(210,86,74,.10)"
+_MOST_NAMES: Final = 8
+_MOST_BARS: Final = 15
+"""With more candidates the bars of their intervals are drawn faintly."""
+
+_LEADERS: Final = (-34, 34, -56, 56)
 """Lengths of the leaders of names in pixels, upwards below zero."""
 
 
-def pareto_plot(result: TuneResult) -> str:
-    """An HTML fragment with the interactive plot and plotly's code inside."""
-    go: Any = extras.require("plotly.graph_objects")
-    points = [c for c in result.candidates if c.measurement is not None]
-    figure = go.Figure()
-    figure.add_trace(_front(go, points))
-    for verdict in _COLOURS:
-        chosen = [c for c in points if c.verdict == verdict]
-        if chosen:
-            figure.add_trace(_markers(go, chosen, points, result))
-    for rank, candidate in enumerate(sorted(points, key=_latency)):
-        figure.add_annotation(_label(candidate, result, rank=rank))
-    threshold = result.reference_metric.value - result.max_drop
-    figure.add_hline(
-        y=threshold,
-        line={"dash": "dot", "color": "#c0392b", "width": 1},
-        annotation_text=f"{result.reference_name} minus {result.max_drop:g}",
-        annotation_position="bottom right",
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One plot among those that people switch between.
+
+    Attributes:
+        key: Name in the page.
+        title: Of the button.
+        note: What to know about it, in words.
+        figure: ``data`` and ``layout`` of plotly.js.
+    """
+
+    key: str
+    title: str
+    note: str
+    figure: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mark:
+    """A candidate in a plot."""
+
+    candidate: Candidate
+    x: Interval
+    y: Interval
+    hover: str
+
+    @property
+    def name(self) -> str:
+        return self.candidate.recipe.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scene:
+    """What one plot shows."""
+
+    result: TuneResult
+    across: Axis
+    up: Axis
+    marks: tuple[_Mark, ...]
+    allowed: tuple[_Mark, ...]
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """Cost and gain of the marks that keep all limits."""
+        return [(m.x.value, self.up.gain(m.y.value)) for m in self.allowed]
+
+    @property
+    def knee(self) -> _Mark | None:
+        bend = knee(self.points)
+        return None if bend is None else self.allowed[bend]
+
+
+def pareto_views(result: TuneResult) -> tuple[View, ...]:
+    """The plots that show something: each needs a candidate with both values."""
+    hovers = [_hover(row.cells, metric=result.metric) for row in rows(result)]
+    keeps = {id(candidate) for candidate in usable(result)}
+    scenes = [_scene(result, hovers, keeps, keys=keys) for keys in _AXES]
+    return tuple(_view(scene) for scene in scenes if scene.marks)
+
+
+def _scene(
+    result: TuneResult, hovers: Sequence[str], keeps: set[int], *, keys: tuple[Key, Key]
+) -> _Scene:
+    across, up = (axis(key, metric=result.metric) for key in keys)
+    placed = [
+        (c, across.of(c), up.of(c), hover)
+        for c, hover in zip(result.candidates, hovers, strict=True)
+        if c.verdict in _SYMBOLS
+    ]
+    marks = [_Mark(candidate=c, x=x, y=y, hover=hover) for c, x, y, hover in placed if x and y]
+    return _Scene(
+        result=result,
+        across=across,
+        up=up,
+        marks=tuple(marks),
+        allowed=tuple(m for m in marks if id(m.candidate) in keeps),
     )
-    figure.update_layout(
-        xaxis_title="latency / latency of float32, interleaved",
-        yaxis_title=result.metric,
-        margin={"l": 64, "r": 24, "t": 16, "b": 56},
-        height=460,
-        legend={"orientation": "h", "y": 1.08},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": "#7a7f87"},
-    )
-    figure.update_xaxes(gridcolor="rgba(128,128,128,.2)", zeroline=False)
-    figure.update_yaxes(gridcolor="rgba(128,128,128,.2)", zeroline=False)
-    config = {"responsive": True, "displayModeBar": False}
-    return str(figure.to_html(full_html=False, include_plotlyjs=True, config=config))
 
 
-def _front(go: Any, points: list[Candidate]) -> Any:
-    front = sorted((c for c in points if c.on_front), key=_latency)
-    return go.Scatter(
-        x=[_latency(c) for c in front],
-        y=[measured(c).metric.value for c in front],
-        mode="lines",
-        name="Pareto front",
-        line={"color": "#1a7f5a", "width": 1},
-        hoverinfo="skip",
+def _view(scene: _Scene) -> View:
+    across, up = scene.across, scene.up
+    x, y = _range(scene, across), _range(scene, up)
+    figure = {"data": _traces(scene), "layout": _layout(scene, x=x, y=y)}
+    return View(
+        key=f"{across.key}-{up.key}",
+        title=f"{across.short} – {up.short}",
+        note=_note(scene, x=x, y=y),
+        figure=figure,
     )
 
 
-def _markers(go: Any, group: list[Candidate], points: list[Candidate], result: TuneResult) -> Any:
-    largest = max(measured(c).size_bytes for c in points)
-    verdict = group[0].verdict
-    return go.Scatter(
-        x=[_latency(c) for c in group],
-        y=[measured(c).metric.value for c in group],
-        mode="markers",
-        name=verdict,
-        hovertext=[_hover(c) for c in group],
-        hoverinfo="text",
-        marker={
-            "size": [_diameter(measured(c).size_bytes / largest) for c in group],
-            "color": _COLOURS[verdict],
-            "symbol": _SYMBOLS[verdict],
-            "opacity": 0.75,
-            "line": {"width": [3 if c.recipe.name == result.chosen else 0 for c in group]},
-        },
+def _range(scene: _Scene, of: Axis) -> tuple[float, float]:
+    across = of is scene.across
+    everything, allowed = (
+        [m.x if across else m.y for m in marks] for marks in (scene.marks, scene.allowed)
     )
+    return view(everything, usable=allowed, limit=of.limit(scene.result))
 
 
-def _latency(candidate: Candidate) -> float:
-    """Latency relative to float: a machine that drifts between two candidates does not show."""
-    return 1 / measured(candidate).speedup.value
+def _note(scene: _Scene, *, x: tuple[float, float], y: tuple[float, float]) -> str:
+    """What the knee is, and how many candidates the first view leaves out."""
+    outside = sum(
+        not (x[0] <= m.x.value <= x[1] and y[0] <= m.y.value <= y[1]) for m in scene.marks
+    )
+    bend = scene.knee
+    words = [f"The front bends most at {bend.name}."] if bend is not None else []
+    if outside:
+        lie = "candidate lies" if outside == 1 else "candidates lie"
+        words.append(f"{outside} {lie} outside of this view; a double click shows all.")
+    return " ".join(words)
 
 
-def _diameter(share: float) -> float:
-    """Marker diameter whose area is in proportion to the engine's size."""
-    return max(_SMALLEST_MARKER, _LARGEST_MARKER * math.sqrt(share))
+def _traces(scene: _Scene) -> list[dict[str, Any]]:
+    groups: dict[Verdict, list[_Mark]] = {}
+    for mark in scene.marks:
+        if mark.name != scene.result.chosen:
+            groups.setdefault(mark.candidate.verdict, []).append(mark)
+    order = [verdict for verdict in reversed(_SYMBOLS) if verdict in groups]
+    return [
+        _front_line(scene),
+        *(_markers(groups[verdict], verdict=verdict) for verdict in order),
+        *_chosen(scene),
+        *_knee(scene),
+    ]
 
 
-def _label(candidate: Candidate, result: TuneResult, *, rank: int) -> dict[str, Any]:
-    """A name on a thin leader, at four heights in turn, so that neighbours do not overlap."""
-    name = candidate.recipe.name
+def _front_line(scene: _Scene) -> dict[str, Any]:
+    kept = [scene.allowed[i] for i in front(scene.points)]
     return {
-        "x": _latency(candidate),
-        "y": measured(candidate).metric.value,
-        "text": f"<b>{name}</b>" if name == result.chosen else name,
+        "type": "scatter",
+        "mode": "lines",
+        "name": "Pareto front",
+        "x": [m.x.value for m in kept],
+        "y": [m.y.value for m in kept],
+        "line": {"color": COLOURS["accepted"], "width": 1.5, "shape": "hv"},
+        "hoverinfo": "skip",
+    }
+
+
+def _markers(marks: Sequence[_Mark], *, verdict: Verdict) -> dict[str, Any]:
+    marker = {"symbol": _SYMBOLS[verdict], "size": _SIZES.get(verdict, 10), "opacity": 0.9}
+    return _scatter(marks, name=verdict, colour=COLOURS[verdict], marker=marker)
+
+
+def _chosen(scene: _Scene) -> list[dict[str, Any]]:
+    marks = [m for m in scene.marks if m.name == scene.result.chosen]
+    marker = {"symbol": "star", "size": 19, "line": {"width": 1, "color": "#fff"}}
+    return [_scatter(marks, name="chosen", colour=GOLD, marker=marker)] if marks else []
+
+
+def _knee(scene: _Scene) -> list[dict[str, Any]]:
+    bend = scene.knee
+    if bend is None:
+        return []
+    ring = {"symbol": "circle-open", "size": 26, "color": COLOURS["accepted"], "line": {"width": 2}}
+    point = {"x": [bend.x.value], "y": [bend.y.value], "hoverinfo": "skip", "marker": ring}
+    return [{"type": "scatter", "mode": "markers", "name": "knee", **point}]
+
+
+def _scatter(
+    marks: Sequence[_Mark], *, name: str, colour: str, marker: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [m.x.value for m in marks],
+        "y": [m.y.value for m in marks],
+        "error_x": _bars([m.x for m in marks], colour=colour),
+        "error_y": _bars([m.y for m in marks], colour=colour),
+        "hovertext": [m.hover for m in marks],
+        "hoverinfo": "text",
+        "marker": {"color": colour, **marker},
+    }
+
+
+def _bars(values: Sequence[Interval], *, colour: str) -> dict[str, Any]:
+    """Intervals as error bars."""
+    channels = ",".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(v.high - v.value, 0.0) for v in values],
+        "arrayminus": [max(v.value - v.low, 0.0) for v in values],
+        "visible": any(v.high > v.low for v in values),
+        "color": f"rgba({channels},{0.35 if len(values) > _MOST_BARS else 0.9})",
+        "thickness": 1,
+        "width": 3,
+    }
+
+
+def _layout(scene: _Scene, *, x: tuple[float, float], y: tuple[float, float]) -> dict[str, Any]:
+    limits = [
+        shape
+        for of, shown in ((scene.across, x), (scene.up, y))
+        for shape in _forbidden(scene, of, shown=shown)
+    ]
+    return {
+        **frame(height=460),
+        "xaxis": {
+            **_AXIS,
+            "title": {"text": html.escape(scene.across.title), "standoff": 10},
+            "range": list(x),
+        },
+        "yaxis": {
+            **_AXIS,
+            "title": {"text": html.escape(scene.up.title), "standoff": 10},
+            "range": list(y),
+        },
+        "shapes": limits,
+        "annotations": _names(scene),
+    }
+
+
+_AXIS: Final = {"gridcolor": QUIET, "zeroline": False, "automargin": True}
+
+
+def frame(*, height: int) -> dict[str, Any]:
+    """What the layouts of all plots share; the page sets the colour of the text."""
+    return {
+        "height": height,
+        "margin": {"l": 56, "r": 16, "t": 12, "b": 48},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "hovermode": "closest",
+    }
+
+
+def _forbidden(scene: _Scene, of: Axis, *, shown: tuple[float, float]) -> list[dict[str, Any]]:
+    """A shade over what the limit on an axis excludes, and a line at the limit."""
+    limit = of.limit(scene.result)
+    if limit is None:
+        return []
+    across = of is scene.across
+    values = [m.x if across else m.y for m in scene.marks]
+    low = min([shown[0], limit, *(v.low for v in values)])
+    high = max([shown[1], limit, *(v.high for v in values)])
+    reach = (high - low) / 4
+    far = low - reach if of.rising else high + reach
+    line, area = _span(limit, limit, across=across), _span(limit, far, across=across)
+    edge = {"color": COLOURS["refused"], "width": 1, "dash": "dot"}
+    return [
+        {"type": "rect", "layer": "below", "fillcolor": _FORBIDDEN, "line": {"width": 0}, **area},
+        {"type": "line", "layer": "below", "line": edge, **line},
+    ]
+
+
+def _span(start: float, end: float, *, across: bool) -> dict[str, Any]:
+    """From ``start`` to ``end`` on one axis, over all of the other one."""
+    along, beside = ("x", "y") if across else ("y", "x")
+    return {
+        f"{along}ref": along, f"{along}0": start, f"{along}1": end,
+        f"{beside}ref": "paper", f"{beside}0": 0, f"{beside}1": 1,
+    }  # fmt: skip
+
+
+def _names(scene: _Scene) -> list[dict[str, Any]]:
+    """Names on thin leaders, at four heights in turn, so that neighbours do not overlap."""
+    first = [m for m in scene.marks if m.name == scene.result.chosen]
+    bend = scene.knee
+    wanted = [*first, *([bend] if bend else [])]
+    wanted += [m for m in scene.allowed if m.candidate.verdict == "baseline"]
+    kept = [scene.allowed[i] for i in front(scene.points)]
+    wanted += kept if len(kept) <= _MOST_NAMES - 2 else []
+    unique = list({id(mark): mark for mark in wanted}.values())[:_MOST_NAMES]
+    ordered = sorted(unique, key=lambda mark: mark.x.value)
+    return [_name(m, scene, rank=rank) for rank, m in enumerate(ordered)]
+
+
+def _name(mark: _Mark, scene: _Scene, *, rank: int) -> dict[str, Any]:
+    name, first = html.escape(mark.name), mark.name == scene.result.chosen
+    knee_too = mark is scene.knee
+    text = f"{name} (knee)" if knee_too else name
+    return {
+        "x": mark.x.value,
+        "y": mark.y.value,
+        "text": f"<b>{text}</b>" if first else text,
+        "name": "first" if first or knee_too else "other",
         "ax": 0,
         "ay": _LEADERS[rank % len(_LEADERS)],
         "arrowwidth": 0.6,
         "arrowhead": 0,
-        "arrowcolor": "#7a7f87",
+        "arrowcolor": COLOURS["baseline"],
+        "font": {"size": 11},
     }
 
 
-def _hover(candidate: Candidate) -> str:
-    m = measured(candidate)
-    return "<br>".join(
-        [
-            f"<b>{candidate.recipe.name}</b> {candidate.verdict}",
-            f"metric {interval(m.metric, digits=4)}",
-            f"drop {interval(m.drop, digits=4)}",
-            f"latency {m.latency_ms:.3f} ms",
-            f"speed / float {interval(m.speedup, digits=2, unit='x')}",
-            f"size {size(m.size_bytes)}",
-            f"peak memory {size(m.peak_memory_bytes)}",
-        ]
-    )
+def _hover(cells: Mapping[str, Cell], *, metric: str) -> str:
+    shown = (
+        (metric, "metric"), ("drop", "drop"), ("latency", "latency"), ("latency / float", "ratio"),
+        ("size", "size"), ("peak memory", "memory"),
+    )  # fmt: skip
+    lines = [f"{html.escape(title)} {html.escape(cells[key].text)}" for title, key in shown]
+    head = f"<b>{html.escape(cells['candidate'].text)}</b> {html.escape(cells['verdict'].text)}"
+    return "<br>".join([head, *lines])

@@ -1,14 +1,30 @@
-"""Figures as people read them: one row of strings per candidate, for terminal and page alike."""
+"""Figures as people read them: one row of cells per candidate, for terminal and page alike."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from equipoise.measure.interval import Interval
-from equipoise.search.result import Candidate, TuneResult
+from equipoise.report.figures import Figures, figures
+from equipoise.search.result import Candidate, TuneResult, Verdict
 
-_NOTHING = "–"
-_NO_BREAK = "\N{NO-BREAK SPACE}"
+_NOTHING: Final = "–"
+_NO_BREAK: Final = "\N{NO-BREAK SPACE}"
+_ROUGHLY: Final = "≈"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        text: What stands there.
+        value: What it is sorted by; None for nothing, which comes last.
+    """
+
+    text: str
+    value: float | str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +32,33 @@ class Row:
     """A candidate in words and figures.
 
     Attributes:
+        name: Of the recipe.
+        verdict: Of the candidate.
         chosen: Whether it is the sweet spot.
-        cells: Column title -> text, in the order of the table.
+        cells: Key of a column -> cell, in the order of the table.
     """
 
+    name: str
+    verdict: Verdict
     chosen: bool
-    cells: dict[str, str]
+    cells: dict[str, Cell]
+
+
+def columns(result: TuneResult) -> dict[str, str]:
+    """Key of each column -> its title."""
+    return {
+        "candidate": "candidate",
+        "verdict": "verdict",
+        "metric": result.metric,
+        "drop": "drop",
+        "latency": "latency",
+        "ratio": "latency / float",
+        "size": "size",
+        "memory": "peak memory",
+        "reason": "reason",
+        "origin": "proposed by",
+        "seconds": "took",
+    }
 
 
 def rows(result: TuneResult) -> tuple[Row, ...]:
@@ -30,27 +67,55 @@ def rows(result: TuneResult) -> tuple[Row, ...]:
 
 
 def _row(candidate: Candidate, result: TuneResult) -> Row:
-    chosen = candidate.recipe.name == result.chosen
-    measured = candidate.measurement
-    figures = [_NOTHING] * 5
-    if measured is not None:
-        figures = [
-            interval(measured.metric, digits=4),
-            f"{measured.latency_ms:.3f}{_NO_BREAK}ms",
-            interval(measured.speedup, digits=2, unit="x"),
-            size(measured.size_bytes),
-            size(measured.peak_memory_bytes),
-        ]
-    titles = ("candidate", result.metric, "latency", "speed / float", "size", "peak memory")
-    cells = dict(zip(titles, [candidate.recipe.name, *figures], strict=True))
-    return Row(
-        chosen=chosen,
-        cells={**cells, "verdict": _verdict(candidate, chosen=chosen), "reason": candidate.reason},
-    )
+    name, chosen = candidate.recipe.name, candidate.recipe.name == result.chosen
+    verdict = f"{candidate.verdict}, chosen" if chosen else candidate.verdict
+    cells = {
+        "candidate": Cell(text=name, value=name),
+        "verdict": Cell(text=verdict, value=verdict),
+        **_figures(candidate),
+        "reason": Cell(text=candidate.reason, value=candidate.reason),
+        "origin": Cell(text=candidate.origin, value=candidate.origin),
+        "seconds": Cell(text=duration(candidate.seconds), value=float(candidate.seconds)),
+    }
+    return Row(name=name, verdict=candidate.verdict, chosen=chosen, cells=cells)
 
 
-def _verdict(candidate: Candidate, *, chosen: bool) -> str:
-    return f"{candidate.verdict}, chosen" if chosen else candidate.verdict
+def _figures(candidate: Candidate) -> dict[str, Cell]:
+    found = figures(candidate)
+    return {
+        "metric": _metric(found),
+        "drop": _drop(candidate),
+        "latency": _interval(found.latency_ms, found, digits=3, unit=f"{_NO_BREAK}ms"),
+        "ratio": _interval(found.ratio, found, digits=2, unit=""),
+        "size": _size(found.size_bytes),
+        "memory": _size(found.memory_bytes),
+    }
+
+
+def _metric(found: Figures) -> Cell:
+    """Of a race that was lost there is no interval."""
+    if found.metric is None or found.whole:
+        return _interval(found.metric, found, digits=4, unit="")
+    value = found.metric.value
+    return Cell(text=f"{_ROUGHLY}{_NO_BREAK}{value:.4f}", value=value)
+
+
+def _drop(candidate: Candidate) -> Cell:
+    if candidate.measurement is None:
+        return Cell(text=_NOTHING)
+    drop = candidate.measurement.drop
+    return Cell(text=f"{drop.value:+.4f} (≤{_NO_BREAK}{drop.high:.4f})", value=drop.value)
+
+
+def _interval(value: Interval | None, found: Figures, *, digits: int, unit: str) -> Cell:
+    if value is None:
+        return Cell(text=_NOTHING)
+    roughly = "" if found.whole else f"{_ROUGHLY}{_NO_BREAK}"
+    return Cell(text=roughly + interval(value, digits=digits, unit=unit), value=value.value)
+
+
+def _size(count: int | None) -> Cell:
+    return Cell(text=_NOTHING) if count is None else Cell(text=size(count), value=float(count))
 
 
 def interval(value: Interval, *, digits: int, unit: str = "") -> str:
@@ -67,20 +132,12 @@ def size(count: float) -> str:
     return f"{count:.2f}{_NO_BREAK}GB"
 
 
-def summary(result: TuneResult) -> str:
-    """The outcome in a few sentences."""
-    chosen = next(c for c in result.candidates if c.recipe.name == result.chosen)
-    measured = chosen.measurement
-    if measured is None:
-        return result.chosen_reason
-    baseline = result.candidates[0].measurement
-    smaller = baseline.size_bytes / measured.size_bytes if baseline else 1.0
-    return (
-        f"{result.chosen_reason}. It takes {measured.latency_ms:.3f} ms per inference,"
-        f" {size(measured.size_bytes)} on disk ({smaller:.1f}x smaller than float) and"
-        f" {size(measured.peak_memory_bytes)} of memory. Its {result.metric} is"
-        f" {measured.metric.value:.4f}; {result.reference_name} has"
-        f" {result.reference_metric.value:.4f} on the same {result.evaluation_samples} samples, and"
-        f" the drop is at most {measured.drop.high:.4f} at 95 % confidence"
-        f" (allowed {result.max_drop:g})."
-    )
+def duration(seconds: float) -> str:
+    """``4.2 s``, ``3 min 20 s``, ``1 h 12 min``."""
+    if seconds < 60:
+        return f"{seconds:.{1 if seconds < 10 else 0}f}{_NO_BREAK}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}{_NO_BREAK}min {rest}{_NO_BREAK}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}{_NO_BREAK}h {minutes}{_NO_BREAK}min"
