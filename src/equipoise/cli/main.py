@@ -20,6 +20,7 @@ from equipoise.cli import (
     diagnose,
     distill,
     doctor,
+    explain,
     export,
     finetune,
     fit,
@@ -29,6 +30,7 @@ from equipoise.cli import (
     prewarm,
     prune,
     quantize,
+    report,
     run,
     sign,
     targets,
@@ -39,6 +41,8 @@ from equipoise.errors import EquipoiseError, InterruptedRunError
 
 COMMANDS: Final[dict[str, Callable[..., None] | typer.Typer]] = {
     "tune": tune.command,
+    "explain": explain.command,
+    "report": report.command,
     "prune": prune.command,
     "distill": distill.command,
     "finetune": finetune.command,
