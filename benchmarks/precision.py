@@ -315,7 +315,7 @@ def run_case(name: str, material: Material, options: argparse.Namespace) -> Case
             predicted_sqnr_db=decibel(math.fsum(found.harms.get(n, 0.0) for n in design)),
             ms=times[design][0],
             speedup=times[design][1],
-            predicted_speedup=found.float_ms.value / found.latency.predict_ms(design),
+            predicted_speedup=found.latency.predict_ms(()) / found.latency.predict_ms(design),
         )
         for rule, design in chosen
         if design

@@ -12,14 +12,14 @@ import pytest
 from equipoise import onnxio, record
 from equipoise.data.store import write_rows
 from equipoise.errors import RecipeError, SourceError
-from equipoise.quantize.attribution import Attribution
+from equipoise.quantize.attribution import Attribution, unprofiled
 from equipoise.quantize.borders import find_borders, find_joins
 from equipoise.quantize.calibrate import CalibrateConfig, calibrate
 from equipoise.quantize.gains import weigh_nodes
 from equipoise.quantize.nodes import connected
 from equipoise.quantize.plans import GainsRecord, node_facts, plans
 from equipoise.quantize.quantize import QuantizeConfig, quantize
-from equipoise.quantize.rewritten import profile_kernels
+from equipoise.quantize.rewritten import Kernel, profile_kernels
 from equipoise.quantize.schemes import DynamicInt8, StaticInt8
 from equipoise.quantize.static import prepare_static, written
 from equipoise.quantize.weighing import TimingSettings, designs, time_nodes
@@ -151,7 +151,9 @@ def _behind(model, tensor: str) -> list[str]:
 def test_what_can_be_chosen_is_what_the_writer_does(prepared) -> None:
     """Joins go to float with what they hang on, in the model of time as in the graph."""
     model, rows = prepared
-    timing = time_nodes(model, feeds=rows[:1], settings=TimingSettings(openings=1, runs=1))
+    timing = time_nodes(
+        model, feeds=rows[:1], settings=TimingSettings(openings=1, runs=1, least_s=0.0)
+    )
     random = np.random.default_rng(3)
     nodes = sorted(model.placement.nodes)
     for _ in range(50):
@@ -214,10 +216,29 @@ def test_every_kernel_belongs_to_a_node_or_a_border(prepared, tmp_path: Path) ->
         assert passed & borders or not design
 
 
+def test_times_of_kernels_add_up_to_the_run_without_a_profile() -> None:
+    """What is too much is taken off by inputs, and a small kernel keeps some of its time."""
+    kernels = [
+        Kernel(name="a", operator="Conv", inputs=("x", "w"), outputs=("t",)),
+        Kernel(name="b", operator="QLinearConv", inputs=("t",) * 8, outputs=("y",)),
+    ]
+    times = {"a": ("Conv", 0.010), "b": ("QLinearConv", 0.010)}
+    found = unprofiled(kernels, times, whole_ms=0.015)
+    assert found == {
+        "a": ("Conv", pytest.approx(0.009)),
+        "b": ("QLinearConv", pytest.approx(0.006)),
+    }
+    squeezed = unprofiled(kernels, times, whole_ms=0.002)
+    assert sum(ms for _, ms in squeezed.values()) == pytest.approx(0.002)
+    assert all(ms > 0 for _, ms in squeezed.values())
+
+
 def test_times_add_up_to_those_of_the_plain_models(prepared) -> None:
     """Sums over nodes and borders give back the kernels' times of all in float and in integers."""
     model, rows = prepared
-    timing = time_nodes(model, feeds=rows[:2], settings=TimingSettings(openings=3, runs=4))
+    timing = time_nodes(
+        model, feeds=rows[:2], settings=TimingSettings(openings=3, runs=4, least_s=0.0)
+    )
     able = model.placement.nodes
     assert set(timing.nodes) == set(timing.model.changes_ms) == able
     assert timing.model.predict_ms(()) > 0
@@ -234,8 +255,18 @@ def test_times_add_up_to_those_of_the_plain_models(prepared) -> None:
 # The stage.
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _briefly():
+    """As long as it takes to see what is there; no test here believes a time."""
+    with pytest.MonkeyPatch.context() as patched:
+        brief = TimingSettings(openings=2, runs=3, least_s=0.01)
+        patched.setattr("equipoise.quantize.gains._TIMING", brief)
+        patched.setattr("equipoise.quantize.gains._ROUNDS", 8)
+        yield
+
+
 @pytest.fixture(scope="module")
-def weighed(tmp_path_factory, build, scheme) -> tuple[QuantizeConfig, GainsRecord]:
+def weighed(tmp_path_factory, build, scheme, _briefly) -> tuple[QuantizeConfig, GainsRecord]:
     folder = tmp_path_factory.mktemp("weighed")
     text, weights, _ = CASES["residual"]
     RANDOM.bit_generator.state = np.random.default_rng(7).bit_generator.state
@@ -272,14 +303,14 @@ def test_the_record_has_every_node_and_comes_back_from_json(weighed) -> None:
     assert "openings" in found.notes[0]
 
 
-def test_predictions_meet_the_models_they_were_fitted_to(weighed) -> None:
-    """Both plain models exactly; others are measured and stand beside what was predicted."""
+def test_predictions_stand_beside_measured_whole_models(weighed) -> None:
+    """Everything in integers first; times of a busy machine are within a factor, never nonsense."""
     _, found = weighed
-    able = found.able
-    assert found.latency.predict_ms(()) == pytest.approx(found.float_ms.value, rel=1e-6)
-    assert found.latency.predict_ms(able) == pytest.approx(found.integer_ms.value, rel=1e-6)
+    assert found.checks[0].float_nodes == ()
+    assert found.checks[0].measured_ms == found.integer_ms
+    assert all(check.float_nodes for check in found.checks[1:])
     for check in found.checks:
-        assert check.float_nodes
+        assert 0.2 < check.predicted_ms / check.measured_ms.value < 5
         assert check.measured_ms.low <= check.measured_ms.value <= check.measured_ms.high
         assert check.measured_ms.value > 0
         assert check.measured_noise < found.noise * 1.5
@@ -306,7 +337,8 @@ def test_plans_go_from_everything_in_integers_to_little(weighed) -> None:
     for plan in front:
         integers = found.latency.settled(found.able - set(plan.float_nodes))
         assert found.latency.predict_ms(integers) == pytest.approx(plan.predicted_ms)
-        assert plan.predicted_speedup == pytest.approx(found.float_ms.value / plan.predicted_ms)
+        float_ms = found.latency.predict_ms(())
+        assert plan.predicted_speedup == pytest.approx(float_ms / plan.predicted_ms)
 
 
 def test_a_plan_is_a_scheme_that_leaves_those_nodes_in_float(weighed, tmp_path: Path) -> None:

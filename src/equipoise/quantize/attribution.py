@@ -21,6 +21,9 @@ _LAYOUT: Final = frozenset({"ReorderInput", "ReorderOutput"})
 _SUFFIXES: Final = (".quantized", ".dequantized", ".float")
 """What writing Q/DQ appends to the name of a tensor."""
 
+_LEAST: Final = 0.1
+"""Of its profiled time a kernel takes at least."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -134,6 +137,26 @@ class Attribution:
                 return str(self._nodes[node].output[0])
             kernel = before
         return ""
+
+
+def unprofiled(kernels: Sequence[Kernel], times: Times, *, whole_ms: float) -> Times:
+    """Times of kernels that add up to a run of the model without a profile.
+
+    The profiler writes down the type and the shape of every input while its clock runs, which takes
+    longer than a small kernel does; QLinearConv has nine inputs. And between kernels the runtime
+    takes time that no profile shows. Both are put down to the inputs of a kernel.
+
+    Args:
+        kernels: Of the model.
+        times: As profiled.
+        whole_ms: Milliseconds of a run that is not profiled.
+    """
+    counts = {kernel.name: max(len(kernel.inputs), 1) for kernel in kernels}
+    total = sum(counts.get(name, 1) for name in times)
+    excess = (sum(ms for _, ms in times.values()) - whole_ms) / max(total, 1)
+    left = {n: max(ms - excess * counts.get(n, 1), _LEAST * ms) for n, (_, ms) in times.items()}
+    scale = whole_ms / (sum(left.values()) or 1.0)
+    return {name: (operator, left[name] * scale) for name, (operator, _) in times.items()}
 
 
 def merged(

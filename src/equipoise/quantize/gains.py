@@ -17,7 +17,6 @@ import numpy as np
 from equipoise import fs, onnxio
 from equipoise.measure.interval import Interval, median_interval
 from equipoise.measure.latency import time_engines
-from equipoise.quantize.borders import LatencyModel
 from equipoise.quantize.plans import Check, GainsRecord, NodeGain, decibel, front_of, needed
 from equipoise.quantize.quantize import QuantizeConfig, prepare_to_weigh
 from equipoise.quantize.schemes import StaticInt8
@@ -28,7 +27,7 @@ from equipoise.quantize.weighing import TimingSettings, harms_of, time_nodes, we
 from equipoise.runtimes.engine import EngineFile
 
 _TIMING: Final = TimingSettings(openings=4, runs=8)
-_ROUNDS: Final = 24
+_ROUNDS: Final = 32
 _CHECKED: Final = 3
 """Plans whose whole model is made and measured, against the prediction."""
 
@@ -101,7 +100,9 @@ def _nodes(prepared: Prepared, timing: Timing, harms: Mapping[str, float]) -> tu
 def _able(
     name: str, operator: str, timing: Timing, *, noise: float | None, weights: int
 ) -> NodeGain:
-    times = timing.nodes[name]
+    times, model = timing.nodes[name], timing.model
+    able = frozenset(timing.nodes)
+    without = model.settled(able - {name})
     return NodeGain(
         name=name,
         operator=operator,
@@ -109,17 +110,11 @@ def _able(
         sqnr_db=decibel(noise),
         float_ms=times.float_ms,
         integer_ms=times.integer_ms,
+        gain_ms=model.predict_ms(without) - model.predict_ms(able),
         spread_ms=times.spread_ms,
         weights=weights,
         group=times.group if len(times.group) > 1 else (),
     )
-
-
-def _with_gain(node: NodeGain, model: LatencyModel, *, able: frozenset[str]) -> NodeGain:
-    if not node.able:
-        return node
-    without = model.settled(able - {node.name})
-    return replace(node, gain_ms=model.predict_ms(without) - model.predict_ms(able))
 
 
 def _notes(prepared: Prepared, timing: Timing, harms: Mapping[str, float]) -> tuple[str, ...]:
@@ -136,8 +131,14 @@ def _notes(prepared: Prepared, timing: Timing, harms: Mapping[str, float]) -> tu
     return tuple(notes)
 
 
+def _times_of(float_ms: float, ratio: Interval) -> Interval:
+    return Interval(
+        value=float_ms * ratio.value, low=float_ms * ratio.low, high=float_ms * ratio.high
+    )
+
+
 class _Whole:
-    """Whole models, measured: what a sum of kernels leaves out, and how well it predicts."""
+    """Whole models, measured beside what is predicted of them."""
 
     def __init__(self, prepared: Prepared, judge: Judge, found: GainsRecord) -> None:
         self._prepared, self._judge, self._found = prepared, judge, found
@@ -147,20 +148,16 @@ class _Whole:
         choices = [c.integers for c in front_of(self._found, count=_CHECKED + 1)]
         some = [c for c in dict.fromkeys(choices) if c not in {able, frozenset()}][:_CHECKED]
         times = self._times([frozenset(), able, *some])
-        found = replace(
+        checks = zip([able, *some], times[1:], strict=True)
+        return replace(
             self._found,
-            latency=self._with_overhead(times[0].value, times[1].value),
             float_ms=times[0],
             integer_ms=times[1],
-        )
-        checks = zip(some, times[2:], strict=True)
-        return replace(
-            found,
-            nodes=tuple(_with_gain(node, found.latency, able=able) for node in found.nodes),
-            checks=tuple(self._check(found, design, time) for design, time in checks),
+            checks=tuple(self._check(d, time, float_ms=times[0].value) for d, time in checks),
         )
 
     def _times(self, designs: Sequence[frozenset[str]]) -> list[Interval]:
+        """Milliseconds of each; of all but the first by their ratio to it, round by round."""
         with fs.scratch_directory() as folder:
             files = [folder / f"{index}.onnx" for index in range(len(designs))]
             for file, design in zip(files, designs, strict=True):
@@ -171,25 +168,17 @@ class _Whole:
                 threads=self._judge.threads,
                 rounds=_ROUNDS,
             )
-        return [median_interval(rounds[:, index]) for index in range(len(files))]
+        float_ms = median_interval(rounds[:, 0])
+        ratios = [median_interval(rounds[:, i] / rounds[:, 0]) for i in range(1, len(files))]
+        return [float_ms, *(_times_of(float_ms.value, ratio) for ratio in ratios)]
 
-    def _with_overhead(self, float_ms: float, integer_ms: float) -> LatencyModel:
-        """What the runtime takes besides its kernels: of the float model, and more per node."""
-        model, able = self._found.latency, self._found.able
-        plain = float_ms - model.predict_ms(())
-        more = (integer_ms - model.predict_ms(able) - plain) / len(able)
-        return replace(
-            model,
-            base_ms=model.base_ms + plain,
-            changes_ms={name: ms + more for name, ms in model.changes_ms.items()},
-        )
-
-    def _check(self, found: GainsRecord, design: frozenset[str], time: Interval) -> Check:
+    def _check(self, design: frozenset[str], time: Interval, *, float_ms: float) -> Check:
+        model, harms = self._found.latency, self._found.harms
         return Check(
-            float_nodes=needed(found.latency, design, able=found.able),
-            predicted_ms=found.latency.predict_ms(design),
+            float_nodes=needed(model, design, able=self._found.able),
+            predicted_ms=float_ms * model.predict_ms(design) / model.predict_ms(()),
             measured_ms=time,
-            predicted_noise=math.fsum(found.harms.get(name, 0.0) for name in design),
+            predicted_noise=math.fsum(harms.get(name, 0.0) for name in design),
             measured_noise=noise_power(self._judge.rounding(self._written(design))),
         )
 

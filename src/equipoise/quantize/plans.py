@@ -69,8 +69,8 @@ class Check:
 
     Attributes:
         float_nodes: Nodes in float.
-        predicted_ms: Milliseconds of one run, by the sum over nodes and borders.
-        measured_ms: The same measured, interleaved with the other models and not profiled.
+        predicted_ms: Milliseconds of one run: the float model's, times the predicted ratio to it.
+        measured_ms: The same with the measured ratio, of interleaved rounds.
         predicted_noise: Noise power, by the sum over nodes.
         measured_noise: The same measured.
     """
@@ -96,9 +96,8 @@ class GainsRecord:
         latency: Time of the whole model, of any choice of nodes in integers.
         noise: Noise power of the worst output with everything in integers.
         float_ms: Measured milliseconds of the model with all nodes in float.
-        integer_ms: Of the model with everything in integers.
-        checks: Predictions beside measurements; both plain models are what was fitted to, and so
-            not among them.
+        integer_ms: Of the model with everything in integers, by its ratio to the float one.
+        checks: Predictions beside measurements: everything in integers first, then some plans.
         notes: What a user should know, in words.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _MADE_UP: Final = re.compile(r"(_token_\d+|_nchwc|/duplicated)+$")
 _FLOAT_LAYERS: Final = LAYERS | {"FusedConv", "FusedGemm", "FusedMatMul"}
 _KERNEL: Final = "_kernel_time"
 _REWRITTEN: Final = "rewritten.onnx"
+_MOST_RUNS: Final = 1000
+"""Profiles hold a million events at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +197,7 @@ def _kernel_times(model: Path, *, feeds: Sequence[Feeds], runs: int, threads: in
 
 
 def profile_kernels(
-    model: Path, *, feeds: Sequence[Feeds], runs: int, threads: int = 1
+    model: Path, *, feeds: Sequence[Feeds], runs: int, least_s: float = 0.0, threads: int = 1
 ) -> tuple[tuple[Kernel, ...], Times]:
     """Profile a model: its kernels, in the order of the rewritten graph, and the time of each.
 
@@ -203,7 +206,8 @@ def profile_kernels(
     Args:
         model: ONNX file.
         feeds: Samples, taken in turn.
-        runs: Measured runs, after one that is not measured.
+        runs: Measured runs at least, after one that is not measured.
+        least_s: Seconds of runs at least: small models need many until caches are warm.
         threads: Threads per operator.
 
     Raises:
@@ -211,7 +215,7 @@ def profile_kernels(
     """
     with fs.scratch_directory() as folder:
         options = _keeping_graph(folder, threads=threads)
-        times = _profile(model, options, feeds=feeds, runs=runs)
+        times = _profile(model, options, feeds=feeds, runs=runs, least_s=least_s)
         return tuple(map(_kernel, _kept_graph(folder).graph.node)), times
 
 
@@ -224,19 +228,49 @@ def _kernel(node: Any) -> Kernel:
     )
 
 
-def _profile(model: Path, options: Any, *, feeds: Sequence[Feeds], runs: int) -> Times:
+def run_ms(
+    model: Path, *, feeds: Sequence[Feeds], runs: int, least_s: float = 0.0, threads: int = 1
+) -> float:
+    """Median milliseconds of one run that is not profiled; arguments as above.
+
+    Raises:
+        SourceError: ONNX Runtime refuses the model, or cannot run it on the samples.
+    """
+    options = session_options(SessionSettings(threads=threads))
+    session = open_inference_session(model, options=options)
+    times = _run(session, model, feeds=feeds, runs=runs, least_s=least_s)
+    return median(times[1:]) * 1000
+
+
+def _profile(
+    model: Path, options: Any, *, feeds: Sequence[Feeds], runs: int, least_s: float = 0.0
+) -> Times:
     with fs.scratch_directory() as folder:
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "profile")
         session = open_inference_session(model, options=options)
         try:
-            for run in range(runs + 1):
-                session.run(None, dict(feeds[run % len(feeds)]))
-        except Exception as error:  # onnxruntime has no common base class
-            raise SourceError(f"ONNX Runtime cannot run {model}: {error}") from error
+            _run(session, model, feeds=feeds, runs=runs, least_s=least_s)
         finally:
             written = Path(session.end_profiling())
         return _medians(fs.read_text(written, error=SourceError))
+
+
+def _run(
+    session: Any, model: Path, *, feeds: Sequence[Feeds], runs: int, least_s: float
+) -> list[float]:
+    """Seconds of each run: ``runs`` and one at least, and more until ``least_s`` have passed."""
+    times: list[float] = []
+    end = time.monotonic() + least_s
+    try:
+        while len(times) <= runs or (time.monotonic() < end and len(times) < _MOST_RUNS):
+            given = dict(feeds[len(times) % len(feeds)])
+            begin = time.perf_counter()
+            session.run(None, given)
+            times.append(time.perf_counter() - begin)
+    except Exception as error:  # onnxruntime has no common base class
+        raise SourceError(f"ONNX Runtime cannot run {model}: {error}") from error
+    return times
 
 
 def _medians(profile: str) -> Times:

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from equipoise import fs, onnxio, progress
-from equipoise.quantize.attribution import Attribution, Spent
+from equipoise.quantize.attribution import Attribution, Spent, unprofiled
 from equipoise.quantize.borders import Border, find_borders, find_joins
 from equipoise.quantize.nodes import connected
 from equipoise.quantize.observe import observing
-from equipoise.quantize.rewritten import profile_kernels
+from equipoise.quantize.rewritten import profile_kernels, run_ms
 from equipoise.quantize.static import Prepared, written, written_alone
 from equipoise.quantize.sweeps import Judge, noise_power
 from equipoise.quantize.timing import Design, Timing, fit_times
@@ -32,11 +32,13 @@ class TimingSettings:
 
     Attributes:
         openings: Times that every model is opened anew; models take turns.
-        runs: Profiled runs of each opening.
+        runs: Profiled runs of each opening, at least.
+        least_s: Seconds that they take, at least.
     """
 
     openings: int = 3
     runs: int = 8
+    least_s: float = 0.05
 
 
 def harms_of(prepared: Prepared, *, judge: Judge, budget_s: float) -> dict[str, float]:
@@ -92,7 +94,7 @@ def time_nodes(
     with fs.scratch_directory() as folder:
         sessions = _Sessions(prepared, chosen, folder=folder, threads=threads)
         openings = [
-            sessions.opened(feeds, runs=settings.runs, turned=bool(opening % 2))
+            sessions.opened(feeds, settings, turned=bool(opening % 2))
             for opening in progress.track(range(settings.openings), total=settings.openings)
         ]
     sizes = _sizes(prepared, borders, feeds=feeds[0], threads=threads)
@@ -111,16 +113,23 @@ class _Sessions:
         for file, design in zip(self._files, chosen, strict=True):
             onnxio.save_model(written(prepared, without=prepared.placement.nodes - design), file)
 
-    def opened(self, feeds: Sequence[Feeds], *, runs: int, turned: bool) -> list[Spent]:
+    def opened(
+        self, feeds: Sequence[Feeds], settings: TimingSettings, *, turned: bool
+    ) -> list[Spent]:
         """Open every model once, in turned order, and say where its runs spend their time."""
         found: dict[int, Spent] = {}
         order = range(len(self._files))
         for index in reversed(order) if turned else order:
-            kernels, times = profile_kernels(
-                self._files[index], feeds=feeds, runs=runs, threads=self._threads
-            )
-            found[index] = self._attribution.spent(kernels, times)
+            found[index] = self._spent(self._files[index], feeds, settings)
         return [found[index] for index in order]
+
+    def _spent(self, file: Path, feeds: Sequence[Feeds], settings: TimingSettings) -> Spent:
+        runs, least_s, threads = settings.runs, settings.least_s, self._threads
+        kernels, times = profile_kernels(
+            file, feeds=feeds, runs=runs, least_s=least_s, threads=threads
+        )
+        whole_ms = run_ms(file, feeds=feeds, runs=runs, least_s=least_s, threads=threads)
+        return self._attribution.spent(kernels, unprofiled(kernels, times, whole_ms=whole_ms))
 
 
 def _sizes(
