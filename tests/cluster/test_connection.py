@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from equipoise import extras
 from equipoise.cluster import connection
 from equipoise.cluster.connection import joined, label_of, no_device, start_line
 from equipoise.cluster.runner import open_runner
 from equipoise.errors import IncompatibleError, MissingExtraError, ResourceError, UsageError
 from equipoise.stages import StageRunner
+
+needs_ray = pytest.mark.skipif(not extras.installed("ray"), reason="needs the extra cluster")
 
 
 def opened(tmp_path: Path, cluster: str = "", **changes: object):
@@ -60,12 +63,12 @@ def test_without_ray_the_extra_is_named(
         pytest.fail("it opened")
 
 
+@needs_ray
 @pytest.mark.parametrize(
     "address",
     ["head", "http://head:10001", "ray://head", "head:port", "head:0", "head:99999", ":1"],
 )
 def test_what_is_no_address_is_a_usage_error(address: str) -> None:
-    pytest.importorskip("ray")
     with pytest.raises(UsageError, match="no address") as caught, joined(address):
         pytest.fail("it joined")
     assert "ray://HOST:10001" in caught.value.hint
@@ -99,10 +102,10 @@ def silent_port() -> Iterator[int]:
         one.close()
 
 
+@needs_ray
 @pytest.mark.parametrize("form", ["ray://127.0.0.1:{}", "127.0.0.1:{}"])
 def test_a_port_that_nobody_listens_on_is_told_at_once(closed_port: int, form: str) -> None:
     """Not after minutes."""
-    pytest.importorskip("ray")
     begin = time.monotonic()
     with (
         pytest.raises(ResourceError, match="cannot be reached") as caught,
@@ -114,12 +117,12 @@ def test_a_port_that_nobody_listens_on_is_told_at_once(closed_port: int, form: s
     assert "ray start --head" in caught.value.hint
 
 
+@needs_ray
 @pytest.mark.parametrize("form", ["ray://127.0.0.1:{}", "127.0.0.1:{}"])
 def test_somebody_who_is_no_ray_is_told_soon(
     silent_port: int, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray itself would end the process, or try again for half a minute."""
-    pytest.importorskip("ray")
     monkeypatch.setattr(connection, "_PROBE_S", 1.0)
     begin = time.monotonic()
     with pytest.raises(ResourceError, match="cannot be reached"), joined(form.format(silent_port)):
@@ -127,11 +130,11 @@ def test_somebody_who_is_no_ray_is_told_soon(
     assert time.monotonic() - begin < 15
 
 
+@needs_ray
 def test_no_cluster_on_this_machine_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_port: int
 ) -> None:
     """``auto`` with an address of the environment at which nobody is."""
-    pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
     begin = time.monotonic()
     with (

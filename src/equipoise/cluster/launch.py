@@ -22,7 +22,7 @@ from equipoise.cluster.parcels import pack
 from equipoise.cluster.storage import Storage
 from equipoise.cluster.versions import versions_here
 from equipoise.errors import BackendError, EquipoiseError, IncompatibleError, ResourceError
-from equipoise.launch import Computed, Order, time_is_over, time_left_s
+from equipoise.launch import Computed, Order, in_time, time_is_over, time_left_s
 
 _ATTEMPTS: Final = 4
 _POLL_S: Final = 0.25
@@ -105,9 +105,10 @@ class ClusterLaunch:
             IntegrityError: A file was damaged on its way.
             BackendError: Nodes were lost again and again.
         """
-        outcome = self._attempted(self._packed(order))
-        if outcome.failure is not None:
-            raise outcome.failure.raised()
+        with in_time(order.deadline, what=order.stage.name):
+            outcome = self._attempted(self._packed(order))
+            if outcome.failure is not None:
+                raise outcome.failure.raised()
         self._storage.get_tree(outcome.files, to=order.output)
         return Computed(record=outcome.record, ran=outcome.ran)
 
