@@ -194,11 +194,13 @@ class Measuring:
     Attributes:
         threads: Threads per operator; the job's when None.
         quick: In few rounds.
+        baseline_runtime: Of the float engine; the target's when None.
         take: Which of several measurements of the same; each is kept.
     """
 
     threads: int | None = None
     quick: bool = False
+    baseline_runtime: str | None = None
     take: int = 0
 
 
@@ -213,6 +215,10 @@ class Pipeline:
     def __init__(self, job: Job, *, runner: StageRunner) -> None:
         self.job = job
         self.runner = runner
+
+    def on(self, target: Target) -> Pipeline:
+        """The same for another target."""
+        return Pipeline(replace(self.job, target=target), runner=self.runner)
 
     @cached_property
     def data(self) -> StageResult[DataRecord]:
@@ -390,6 +396,7 @@ class Pipeline:
             most_rounds=rounds if how.quick else MOST_OF_ROUNDS * rounds,
             budget_s=0.0 if how.quick else _LATENCY_BUDGET_S,
             threads=how.threads or self.job.threads,
+            baseline_runtime=how.baseline_runtime,
             baseline_threads=self.job.threads,
             take=how.take,
         )

@@ -15,6 +15,8 @@ class Recipe:
     Attributes:
         name: Short unique name for tables: ``int8-static-fused``.
         summary: One sentence that a user understands.
+        target: Name of the target to build for, where it is another one than the job's: another
+            runtime of the same device.
         pruning: How to prune and train before the export; None leaves the model as it is.
         fused: Apply the transformer fusions before quantisation.
         quantization: How to quantise; None leaves float32.
@@ -23,6 +25,7 @@ class Recipe:
 
     name: str
     summary: str
+    target: str = ""
     pruning: Pruning | None = None
     fused: bool = False
     quantization: Quantization | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -18,15 +19,21 @@ from equipoise.compression.compression import Compression
 from equipoise.compression.models import Workplace
 from equipoise.compression.publishing import CHECKPOINTS
 from equipoise.compression.steps import prune
-from equipoise.errors import AccuracyError, NotMetError, RecipeError, UsageError
+from equipoise.errors import (
+    AccuracyError,
+    MissingExtraError,
+    NotMetError,
+    RecipeError,
+    UsageError,
+)
 from equipoise.jobs import FREE_BYTES, JobConfig, make_pipeline
 from equipoise.measure.interval import metric_interval, smallest_provable_drop
 from equipoise.pack import pack
-from equipoise.pipeline import Pipeline
+from equipoise.pipeline import Job, Pipeline
 from equipoise.recipe import Recipe
 from equipoise.report.words import limit_words
 from equipoise.report.write import write_report
-from equipoise.runtimes.registry import BUILDERS
+from equipoise.runtimes.registry import BUILDERS, builder
 from equipoise.search.choose import nearest, prices
 from equipoise.search.goal import Goal, check_goal
 from equipoise.search.journal import Journal
@@ -43,7 +50,7 @@ from equipoise.stages import (
     default_cache,
     versions_of,
 )
-from equipoise.targets.profiles import require_measurable
+from equipoise.targets.profiles import get_target, require_measurable
 
 JOURNALS: Final = "search"
 """Folder of the cache with what was tried: one file for each question."""
@@ -64,6 +71,8 @@ class TuneConfig(JobConfig):
         goal: Limits, and what to minimise.
         budget: When to stop; 24 trials where nothing is said.
         recipe: Make this recipe alone, and search nothing.
+        also: Other targets of this device, such as ``openvino`` beside ``cpu``: their engines are
+            candidates too.
         float_fallback: Put the float engine into the bundle too, for devices that the chosen one
             does not fit.
         prune: Speed-ups to prune to; the pruned models are candidates too.
@@ -82,6 +91,7 @@ class TuneConfig(JobConfig):
     goal: Goal = field(default_factory=Goal)
     budget: Budget = field(default_factory=Budget)
     recipe: Recipe | None = None
+    also: tuple[str, ...] = ()
     float_fallback: bool = False
     prune: tuple[float, ...] = ()
     recovery: TrainSettings = field(default_factory=lambda: Pruning().recovery)
@@ -135,7 +145,7 @@ def _runner(config: TuneConfig, observer: Observer | None) -> AbstractContextMan
 def _tune(config: TuneConfig, *, runner: StageRunner, watcher: Watcher | None) -> TuneResult:
     for_training = config.for_training or bool(config.prune)
     pipeline = make_pipeline(replace(config, for_training=for_training), runner=runner)
-    require_measurable(pipeline.job.target, machine=pipeline.job.machine, runtimes=BUILDERS.names())
+    _require_measurable(pipeline.job, also=config.also)
     fs.check_writable(config.output, needed_bytes=FREE_BYTES)
     check_replaceable(config.output / "bundle")
     run = _Run(pipeline, config, watcher=watcher)
@@ -163,6 +173,18 @@ def _check(config: TuneConfig) -> None:
         raise UsageError(f"--budget is {config.budget.seconds:g} s; it must be more than 0")
 
 
+def _require_measurable(job: Job, *, also: Sequence[str]) -> None:
+    others = [get_target(name, machine=job.machine) for name in also]
+    for target in (job.target, *others):
+        require_measurable(target, machine=job.machine, runtimes=BUILDERS.names())
+        availability = builder(target.runtime).availability()
+        if not availability.available:
+            raise MissingExtraError(
+                f"the target {target.name!r} needs {target.runtime}: {availability.reason}",
+                hint=availability.install,
+            )
+
+
 class _Run:
     """One run over a model: its search, and what is told of it."""
 
@@ -171,6 +193,8 @@ class _Run:
         self._watcher = watcher
         self._workplace = Workplace(checkpoints=config.output / CHECKPOINTS)
         self._pipelines: dict[Pruning | None, Pipeline] = {None: pipeline}
+        machine = pipeline.job.machine
+        self._targets = {name: get_target(name, machine=machine) for name in config.also}
         self._lab = StageLab(pipeline, pipeline_of=self.pipeline_of)
         self._space = self._make_space()
 
@@ -202,6 +226,7 @@ class _Run:
                 for s in config.prune
             ],
             threads=range(1, most + 1) if config.threads is None else (),
+            targets=config.also,
         )
 
     def _settings(self, *, seed: int) -> SearchSettings:
@@ -224,6 +249,7 @@ class _Run:
             "goal": by_content(config.goal),
             "space": by_content([self._space.recipe(point) for point in self._space.points()]),
             "recipe": by_content(config.recipe),
+            "also": by_content(self._targets),
             "code": code_sha256(),
             "packages": versions_of(_VERSIONS),
         }
@@ -237,7 +263,8 @@ class _Run:
         """
         if recipe.pruning not in self._pipelines:
             self._pipelines[recipe.pruning] = self._pruned(recipe.pruning or Pruning())
-        return self._pipelines[recipe.pruning]
+        found = self._pipelines[recipe.pruning]
+        return found.on(self._targets[recipe.target]) if recipe.target else found
 
     def _pruned(self, pruning: Pruning) -> Pipeline:
         found = prune(self._pipeline, pruning, workplace=self._workplace)

@@ -52,6 +52,10 @@ def command(
         ),
     ] = None,
     target: options.Target = "cpu",
+    also: Annotated[
+        str,
+        typer.Option(help="Other targets of this device, such as openvino: more candidates."),
+    ] = "",
     metric: Annotated[
         str, typer.Option(help="Such as accuracy or entity-f1; found from the task if not given.")
     ] = "",
@@ -147,6 +151,7 @@ def command(
         task=task,
         calibration=calibration,
         target=target,
+        also=options.names(also),
         metric=metric,
         goal=_goal(
             max_drop=max_drop,

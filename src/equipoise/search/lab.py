@@ -96,7 +96,8 @@ class Task:
 class Lab(Protocol):
     """Tries recipes. Each method raises the errors of the stages that it runs.
 
-    A recipe that finds nothing to act on in the model raises RecipeError in ``build``.
+    A recipe that finds nothing to act on in the model, or makes an engine that another one has
+    made, raises RecipeError in ``build``.
     """
 
     @property

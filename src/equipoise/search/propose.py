@@ -181,6 +181,9 @@ def _starts(space: Space) -> Iterator[dict[AxisName, str]]:
         yield {"precision": precision}
         if fused and precision in {"int8-dynamic", "int8-static"}:
             yield {"precision": precision, "graph": "fused"}
+    for target in labels.get("target", [])[1:]:
+        for precision in (BASELINE, "int8-weights", "int8-static"):
+            yield {"target": target, "precision": precision}
     for model in labels.get("model", [])[1:]:
         for precision in (BASELINE, "int8-dynamic", "int8-static"):
             yield {"model": model, "precision": precision}

@@ -14,15 +14,12 @@ from equipoise.quantize.schemes import DynamicInt8, StaticInt8, WeightOnlyInt8
 from equipoise.quantize.weight_only import WeightOnly
 from equipoise.recipe import Recipe
 
-AxisName = Literal["model", "graph", "precision", "ranges", "kept", "rounding", "threads"]
+AxisName = Literal["target", "model", "graph", "precision", "ranges", "kept", "rounding", "threads"]
 Point = tuple[int, ...]
 """The index of a choice on each axis."""
 
 BASELINE: Final = "float32"
 _STATIC: Final = "int8-static"
-_OF_STATIC: Final[frozenset[AxisName]] = frozenset({"ranges", "kept", "rounding"})
-"""Axes that mean something for static int8 alone."""
-
 _KEPT_DB: Final = (20.0, 0.0, 10.0, 15.0, 25.0, 30.0, 35.0)
 """Signal to noise that the outputs keep on calibration samples: nodes go back to float for it, by
 what they gain and harm. With 0 nearly everything stays in integers."""
@@ -76,7 +73,7 @@ class Space:
     def canonical(self, point: Point) -> Point:
         """The point of the same recipe whose idle axes are at their first choice."""
         static = self.choice(point, "precision").label == _STATIC
-        idle = frozenset[AxisName]() if static else _OF_STATIC
+        idle = frozenset[AxisName]() if static else frozenset(_STATIC_FIELDS)
         pairs = zip(point, self.axes, strict=True)
         return tuple(0 if axis.name in idle else index for index, axis in pairs)
 
@@ -108,24 +105,30 @@ class Space:
 
 def _name(labels: Sequence[str]) -> str:
     """Of a pruned model that it stays in float need not be said."""
-    pruned = labels[0].startswith("pruned-")
+    pruned = any(label.startswith("pruned-") for label in labels)
     return "-".join(label for label in labels if not (pruned and label == BASELINE))
+
+
+_FIELDS: Final[dict[AxisName, str]] = {
+    "target": "target", "model": "pruning", "graph": "fused", "precision": "quantization",
+    "threads": "threads",
+}  # fmt: skip
+"""Axis -> field of a recipe."""
+
+_STATIC_FIELDS: Final[dict[AxisName, str]] = {
+    "ranges": "method", "kept": "min_sqnr_db", "rounding": "rounding"
+}  # fmt: skip
+"""Axis -> field of static int8."""
 
 
 def _with(recipe: Recipe, axis: AxisName, value: Any) -> Recipe:
     """``recipe`` with a choice of one axis, in the order of the axes."""
-    if axis == "model":
-        return replace(recipe, pruning=value)
-    if axis == "graph":
-        return replace(recipe, fused=value)
-    if axis == "threads":
-        return replace(recipe, threads=value)
-    if axis == "precision":
-        return replace(recipe, quantization=value)
+    if axis in _FIELDS:
+        return replace(recipe, **{_FIELDS[axis]: value})
     if not isinstance(recipe.quantization, StaticInt8):
         return recipe
-    field = {"ranges": "method", "kept": "min_sqnr_db", "rounding": "rounding"}[axis]
-    return replace(recipe, quantization=replace(recipe.quantization, **{field: value}))
+    changed = replace(recipe.quantization, **{_STATIC_FIELDS[axis]: value})
+    return replace(recipe, quantization=changed)
 
 
 def space_for(
@@ -133,7 +136,7 @@ def space_for(
     saturates: bool,
     prunings: Sequence[Pruning] = (),
     threads: Sequence[int] = (),
-    wide: bool = True,
+    targets: Sequence[str] = (),
 ) -> Space:
     """The space for a CPU.
 
@@ -142,11 +145,11 @@ def space_for(
             can, dynamic schemes take seven-bit weights; static ones find out which layers need it.
         prunings: Goals to prune to.
         threads: Numbers of threads to choose from; what the job has when empty.
-        wide: Whether static int8 is searched beyond its defaults.
+        targets: Other targets of the same device.
     """
-    axes = [_models(prunings), _precisions(saturates=saturates), _GRAPHS]
-    if wide:
-        axes += [_RANGES, _KEPT, _ROUNDING]
+    axes = [_models(prunings), _precisions(saturates=saturates), _GRAPHS, _RANGES, _KEPT, _ROUNDING]
+    if targets:
+        axes.insert(0, _targets(targets))
     if len(threads) > 1:
         axes.append(_threads(threads))
     return Space(axes=tuple(axes))
@@ -168,6 +171,11 @@ def _models(prunings: Sequence[Pruning]) -> Axis:
         for pruning in prunings
     )
     return Axis(name="model", choices=(Choice(label="", words=""), *pruned))
+
+
+def _targets(names: Sequence[str]) -> Axis:
+    others = (Choice(label=name, words=f"for the target {name}", value=name) for name in names)
+    return Axis(name="target", choices=(Choice(label="", words="", value=""), *others))
 
 
 _GRAPHS: Final = Axis(

@@ -8,8 +8,9 @@ from threading import Event, Lock
 from time import monotonic
 from typing import Final
 
+from equipoise.content import content_sha256
 from equipoise.data.metrics import get_metric
-from equipoise.errors import ResourceError
+from equipoise.errors import RecipeError, ResourceError
 from equipoise.measure.evaluate import read_statistics
 from equipoise.pipeline import Measuring, Pipeline
 from equipoise.recipe import Recipe
@@ -48,6 +49,7 @@ class StageLab:
         built = pipeline.build(pipeline.float_model, label=BASELINE)
         self._baseline = built.files / built.record.file
         self._engines: dict[str, Path] = {}
+        self._first: dict[tuple[str, int | None, str], str] = {}
 
     @property
     def task(self) -> Task:
@@ -60,6 +62,7 @@ class StageLab:
         made = pipeline.make(recipe)
         built = pipeline.build(made.model, label=recipe.name, threads=recipe.threads)
         self._engines[recipe.name] = built.files / built.record.file
+        self._require_new(recipe)
         return Built(
             size_bytes=built.record.size_bytes,
             build_s=built.record.build_s,
@@ -73,7 +76,12 @@ class StageLab:
             self._engines[recipe.name],
             baseline=self._baseline,
             label=recipe.name,
-            measuring=Measuring(threads=recipe.threads, quick=quick, take=self._take(take)),
+            measuring=Measuring(
+                threads=recipe.threads,
+                quick=quick,
+                baseline_runtime=self._pipeline.job.target.runtime,
+                take=self._take(take),
+            ),
         )
         return Timed(latency_ms=found.engine_ms, speedup=found.speedup, notes=found.drift.notes)
 
@@ -113,6 +121,13 @@ class StageLab:
             raise ResourceError("the search was stopped")
         with self._pruning:  # of several trials on one pruned model the first one trains it
             return self._pipeline_of(recipe)
+
+    def _require_new(self, recipe: Recipe) -> None:
+        """Refuse what another recipe has made already: measuring it again would tell nothing."""
+        key = (content_sha256(self._engines[recipe.name]), recipe.threads, recipe.target)
+        first = self._first.setdefault(key, recipe.name)
+        if first != recipe.name:
+            raise RecipeError(f"it makes the same engine as {first}")
 
     def _take(self, take: int) -> int:
         return _TAKES * self._series + take
