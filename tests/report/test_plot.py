@@ -10,8 +10,9 @@ from tests.report.making import CANDIDATES, FLOAT_MS, INFEASIBLE, RESULT, candid
 
 from equipoise.report.axes import axis, view
 from equipoise.report.figures import exactly
-from equipoise.report.plot import View, pareto_views
+from equipoise.report.plot import pareto_views
 from equipoise.report.timeline import best_so_far, timeline_views
+from equipoise.report.views import View
 from equipoise.search.goal import Goal
 from equipoise.search.result import TuneResult
 
@@ -127,6 +128,21 @@ def test_the_least_metric_is_the_stricter_of_both_limits() -> None:
     found = [metric.limit(replace(RESULT, goal=goal)) for goal in goals]
     assert found[:3] == [pytest.approx(0.9212), 0.95, pytest.approx(0.9212)]
     assert found[3] is None
+
+
+def test_a_name_stays_inside_of_the_plot() -> None:
+    """Near the upper edge it hangs below its mark, near the lower one it stands above."""
+    layout = views(large(40))["latency-metric"].figure["layout"]
+    low, high = layout["yaxis"]["range"]
+    near = 0.2 * (high - low)
+    assert {label["text"] for label in layout["annotations"]} == {
+        "<b>int8-static</b>", "int8-dynamic (knee)", "float32",
+    }  # fmt: skip
+    cut = replace(RESULT, goal=Goal(max_drop=None, min_metric=0.9))
+    for result in (RESULT, large(40), cut):
+        for label in views(result)["latency-metric"].figure["layout"]["annotations"]:
+            assert label["ay"] > 0 or label["y"] < high - near
+            assert label["ay"] < 0 or label["y"] > low + near
 
 
 def test_names_are_text_to_plotly() -> None:

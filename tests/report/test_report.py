@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.report.making import CANDIDATES, INFEASIBLE, RESULT, large
+from tests.report.making import CANDIDATES, INFEASIBLE, RESULT, candidate, large, measurement
 
 from equipoise import record
 from equipoise.errors import InputError
@@ -22,7 +22,7 @@ from equipoise.recipe import Recipe
 from equipoise.report.compare import compare
 from equipoise.report.explain import explain, summary
 from equipoise.report.html import render_html
-from equipoise.report.rows import duration, rows, size
+from equipoise.report.rows import duration, fine, rows, size
 from equipoise.report.terminal import (
     candidates_table,
     comparison_tables,
@@ -271,6 +271,16 @@ def test_rows_sort_by_what_was_measured() -> None:
     assert found["pruned-2x"].cells["size"].value == 52e6
     assert found["pruned-2x"].cells["memory"].value is None
     assert found["int8-static"].chosen
+
+
+def test_small_times_keep_three_figures() -> None:
+    """Microseconds are not all 0.005 ms; nothing has fewer than three digits."""
+    assert [fine(value) for value in (812.5, 4.2, 0.1, 0.052, 0.0051, 1e-9, 0.0)] == [
+        3, 3, 3, 4, 5, 6, 3
+    ]  # fmt: skip
+    fast = measurement(ratio=0.001, drop=0.0, size=0.2)
+    found = rows(replace(RESULT, candidates=(candidate("fast", measurement=fast),)))[0]
+    assert found.cells["latency"].text == "0.00812\xa0ms [0.00796, 0.00828]"
 
 
 def test_sizes_are_decimal_and_times_are_short() -> None:

@@ -11,7 +11,7 @@ from equipoise.measure.interval import Interval
 from equipoise.report.figures import baseline, chosen, figures, relative
 from equipoise.report.nodes import Blocked, blocked
 from equipoise.report.rivals import Rival, cheapest_refused, runner_up
-from equipoise.report.rows import duration, interval, size
+from equipoise.report.rows import duration, fine, interval, size
 from equipoise.report.words import limit_words, plain, price_words, sentence
 from equipoise.search.goal import Limit, Quantity
 from equipoise.search.result import Candidate, Measurement, Price, Repeat, TuneResult
@@ -178,7 +178,7 @@ def _cost_words(candidate: Candidate, found: Measurement, result: TuneResult) ->
     over = f", {interval(ratio, digits=2)} of float" if ratio and beside else ""
     disk = _share(found.size_bytes, beside.size_bytes) if beside else ""
     memory = _share(found.peak_memory_bytes, beside.peak_memory_bytes) if beside else ""
-    latency = interval(found.latency_ms, digits=3, unit=" ms")
+    latency = interval(found.latency_ms, digits=fine(found.latency_ms.value), unit=" ms")
     return (
         f"It takes {latency} per inference{over}; {size(found.size_bytes)} on disk{disk} and"
         f" {size(found.peak_memory_bytes)} of memory{memory}."

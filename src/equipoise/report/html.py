@@ -14,9 +14,10 @@ from equipoise.report.comparing import difference_rows, figure_rows, moved_rows,
 from equipoise.report.explain import Explanation, explain
 from equipoise.report.figures import baseline, chosen, figures
 from equipoise.report.nodes import node_map, precisions
-from equipoise.report.plot import View, pareto_views
-from equipoise.report.rows import columns, duration, interval, rows, size
+from equipoise.report.plot import pareto_views
+from equipoise.report.rows import columns, duration, fine, interval, rows, size
 from equipoise.report.timeline import timeline_views
+from equipoise.report.views import View
 from equipoise.report.words import (
     allowance,
     amount,
@@ -165,7 +166,7 @@ def _key_costs(candidate: Candidate, found: Measurement, result: TuneResult) -> 
             title="latency / float",
             value=f"{ratio.value:.2f}×",
             interval=f"{ratio.low:.2f} to {ratio.high:.2f}",
-            beside=f"{interval(found.latency_ms, digits=3)} ms",
+            beside=f"{interval(found.latency_ms, digits=fine(found.latency_ms.value))} ms",
         )
     yield KeyFigure(
         title="size on disk",

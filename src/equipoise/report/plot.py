@@ -16,14 +16,8 @@ from equipoise.report.axes import Axis, Key, axis, view
 from equipoise.report.figures import usable
 from equipoise.report.knee import front, knee
 from equipoise.report.rows import Cell, rows
+from equipoise.report.views import COLOURS, GOLD, GRID, View, frame
 from equipoise.search.result import Candidate, TuneResult, Verdict
-
-COLOURS: Final[dict[Verdict, str]] = {
-    "baseline": "#7d8590", "accepted": "#1f9d6b", "refused": "#d2564a", "outraced": "#9a8fc0",
-    "failed": "#b0568f", "not applicable": "#a5abb3",
-}  # fmt: skip
-GOLD: Final = "#d99a1c"
-QUIET: Final = "rgba(128,128,128,.22)"
 
 _SYMBOLS: Final[dict[Verdict, str]] = {
     "baseline": "square", "accepted": "circle", "refused": "x", "outraced": "circle-open",
@@ -37,25 +31,11 @@ _MOST_NAMES: Final = 8
 _MOST_BARS: Final = 15
 """With more candidates the bars of their intervals are drawn faintly."""
 
-_LEADERS: Final = (-34, 34, -56, 56)
-"""Lengths of the leaders of names in pixels, upwards below zero."""
+_LEADERS: Final = (32, 46, 60, 74)
+"""Lengths of the leaders of names in pixels; they go up and down in turn."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """One plot among those that people switch between.
-
-    Attributes:
-        key: Name in the page.
-        title: Of the button.
-        note: What to know about it, in words.
-        figure: ``data`` and ``layout`` of plotly.js.
-    """
-
-    key: str
-    title: str
-    note: str
-    figure: dict[str, Any]
+_AT_EDGE: Final = 0.2
+"""So near to an edge of the plot, as a share of its height, a leader goes the other way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,32 +221,17 @@ def _layout(scene: _Scene, *, x: tuple[float, float], y: tuple[float, float]) ->
     return {
         **frame(height=460),
         "xaxis": {
-            **_AXIS,
+            **GRID,
             "title": {"text": html.escape(scene.across.title), "standoff": 10},
             "range": list(x),
         },
         "yaxis": {
-            **_AXIS,
+            **GRID,
             "title": {"text": html.escape(scene.up.title), "standoff": 10},
             "range": list(y),
         },
         "shapes": limits,
-        "annotations": _names(scene),
-    }
-
-
-_AXIS: Final = {"gridcolor": QUIET, "zeroline": False, "automargin": True}
-
-
-def frame(*, height: int) -> dict[str, Any]:
-    """What the layouts of all plots share; the page sets the colour of the text."""
-    return {
-        "height": height,
-        "margin": {"l": 56, "r": 16, "t": 12, "b": 48},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "hovermode": "closest",
+        "annotations": _names(scene, shown=y),
     }
 
 
@@ -298,7 +263,7 @@ def _span(start: float, end: float, *, across: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _names(scene: _Scene) -> list[dict[str, Any]]:
+def _names(scene: _Scene, *, shown: tuple[float, float]) -> list[dict[str, Any]]:
     """Names on thin leaders, at four heights in turn, so that neighbours do not overlap."""
     first = [m for m in scene.marks if m.name == scene.result.chosen]
     bend = scene.knee
@@ -308,10 +273,21 @@ def _names(scene: _Scene) -> list[dict[str, Any]]:
     wanted += kept if len(kept) <= _MOST_NAMES - 2 else []
     unique = list({id(mark): mark for mark in wanted}.values())[:_MOST_NAMES]
     ordered = sorted(unique, key=lambda mark: mark.x.value)
-    return [_name(m, scene, rank=rank) for rank, m in enumerate(ordered)]
+    return [
+        _name(m, scene, leader=_leader(m.y.value, rank=rank, shown=shown))
+        for rank, m in enumerate(ordered)
+    ]
 
 
-def _name(mark: _Mark, scene: _Scene, *, rank: int) -> dict[str, Any]:
+def _leader(at: float, *, rank: int, shown: tuple[float, float]) -> int:
+    """Pixels from the mark to its name, upwards below zero, and not out of the plot."""
+    low, high = shown
+    edge, length = _AT_EDGE * (high - low), _LEADERS[rank % len(_LEADERS)]
+    up = (rank % 2 == 0 or at < low + edge) and at < high - edge
+    return -length if up else length
+
+
+def _name(mark: _Mark, scene: _Scene, *, leader: int) -> dict[str, Any]:
     name, first = html.escape(mark.name), mark.name == scene.result.chosen
     knee_too = mark is scene.knee
     text = f"{name} (knee)" if knee_too else name
@@ -321,7 +297,7 @@ def _name(mark: _Mark, scene: _Scene, *, rank: int) -> dict[str, Any]:
         "text": f"<b>{text}</b>" if first else text,
         "name": "first" if first or knee_too else "other",
         "ax": 0,
-        "ay": _LEADERS[rank % len(_LEADERS)],
+        "ay": leader,
         "arrowwidth": 0.6,
         "arrowhead": 0,
         "arrowcolor": COLOURS["baseline"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,7 +86,7 @@ def _figures(candidate: Candidate) -> dict[str, Cell]:
     return {
         "metric": _metric(found),
         "drop": _drop(candidate),
-        "latency": _interval(found.latency_ms, found, digits=3, unit=f"{_NO_BREAK}ms"),
+        "latency": _latency(found),
         "ratio": _interval(found.ratio, found, digits=2, unit=""),
         "size": _size(found.size_bytes),
         "memory": _size(found.memory_bytes),
@@ -107,6 +108,11 @@ def _drop(candidate: Candidate) -> Cell:
     return Cell(text=f"{drop.value:+.4f} (≤{_NO_BREAK}{drop.high:.4f})", value=drop.value)
 
 
+def _latency(found: Figures) -> Cell:
+    digits = 3 if found.latency_ms is None else fine(found.latency_ms.value)
+    return _interval(found.latency_ms, found, digits=digits, unit=f"{_NO_BREAK}ms")
+
+
 def _interval(value: Interval | None, found: Figures, *, digits: int, unit: str) -> Cell:
     if value is None:
         return Cell(text=_NOTHING)
@@ -121,6 +127,11 @@ def _size(count: int | None) -> Cell:
 def interval(value: Interval, *, digits: int, unit: str = "") -> str:
     """``1.62x [1.58, 1.66]``."""
     return f"{value.value:.{digits}f}{unit} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def fine(value: float) -> int:
+    """Digits after the point that show three figures of a small value: three at least."""
+    return 3 if value >= 0.1 or value <= 0 else min(2 - math.floor(math.log10(value)), 6)
 
 
 def size(count: float) -> str:

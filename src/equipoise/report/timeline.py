@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from equipoise.report.figures import guiding_cost, usable
-from equipoise.report.plot import COLOURS, GOLD, QUIET, View, frame
 from equipoise.report.rows import duration
+from equipoise.report.views import COLOURS, GOLD, GRID, View, frame
 from equipoise.search.result import Candidate, TuneResult
 
 _ORIGINS: Final = ("#7d8590", "#3b82c4", "#c2701c", "#7a5bb5", "#1f9d6b", "#b3477d")
@@ -112,17 +112,16 @@ def _layout(result: TuneResult) -> dict[str, Any]:
     ticks = (
         {"tickvals": list(range(count)), "ticktext": names} if few else {"showticklabels": False}
     )
-    grid = {"gridcolor": QUIET, "zeroline": False, "automargin": True}
     return {
         **frame(height=min(max(260 + 15 * count, 320), 640)),
         "barmode": "overlay",
-        "xaxis": {**grid, "title": {"text": "seconds since the search began"}, "anchor": "y"},
+        "xaxis": {**GRID, "title": {"text": "seconds since the search began"}, "anchor": "y"},
         "yaxis": {
-            **grid,
+            **GRID,
             "domain": [0, 0.68],
             "showgrid": False,
             "range": [count - 0.4, -0.6],
             **ticks,
         },
-        "yaxis2": {**grid, "domain": [0.76, 1], "title": {"text": "best / float"}, "anchor": "x"},
+        "yaxis2": {**GRID, "domain": [0.76, 1], "title": {"text": "best / float"}, "anchor": "x"},
     }

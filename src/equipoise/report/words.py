@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from equipoise.report.rows import size
+from equipoise.report.rows import fine, size
 from equipoise.search.goal import Goal, Limit, Limited
 from equipoise.search.result import Price, TuneResult
 
@@ -39,7 +39,7 @@ def percent(share: float, *, digits: int = 0) -> str:
 def amount(quantity: Limited, value: float) -> str:
     """A value of what is limited, in its unit."""
     if quantity == "latency":
-        return f"{value:.3f}{_NO_BREAK}ms"
+        return f"{value:.{fine(value)}f}{_NO_BREAK}ms"
     return size(value) if quantity in {"size", "memory"} else f"{value:.4f}"
 
 
