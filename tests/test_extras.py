@@ -20,6 +20,7 @@ DISTRIBUTIONS = {
     "pynvml": "nvidia-ml-py",
     "torch_pruning": "torch-pruning",
     "model_signing": "model-signing",
+    "tomli_w": "tomli-w",
 }
 
 

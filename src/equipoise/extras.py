@@ -33,6 +33,9 @@ EXTRA_OF: Final[dict[str, str]] = {
     "torch_pruning": "compress",
     "optuna": "tune",
     "tomli_w": "tune",
+    "scipy": "tune",
+    "ray": "cluster",
+    "fsspec": "cluster",
     "cryptography": "verify",
     "model_signing": "sign",
 }

@@ -22,9 +22,9 @@ RECIPE = Recipe(name="int8-static", summary="", quantization=StaticInt8(min_sqnr
 def test_trials_come_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "j.sqlite"
     with Journal(path) as journal:
-        number = journal.begin(RECIPE, origin="model")
+        number = journal.begin(RECIPE, origin="model", began_s=1.5)
         journal.end(number, verdict="failed", reason="no memory", seconds=2.5)
-        journal.begin(RECIPE, origin="optuna")
+        journal.begin(RECIPE, origin="optuna", began_s=1.5)
     with Journal(path) as journal:
         first, second = journal.entries()
         assert journal.spent_s() == 2.5
@@ -47,7 +47,7 @@ from equipoise.recipe import Recipe
 from equipoise.search.journal import Journal
 with Journal(Path(sys.argv[1])) as journal:
     for index in range(1000):
-        number = journal.begin(Recipe(name=f"r{index}", summary=""), origin="start")
+        number = journal.begin(Recipe(name=f"r{index}", summary=""), origin="start", began_s=1.5)
         journal.end(number, verdict="finished", reason="", seconds=1.0)
         print(index, flush=True)
 """
@@ -86,7 +86,7 @@ def test_damaged_journal(tmp_path: Path) -> None:
     path = tmp_path / "j.sqlite"
     with Journal(path) as journal:
         for _ in range(50):
-            journal.begin(RECIPE, origin="start")
+            journal.begin(RECIPE, origin="start", began_s=1.5)
     data = bytearray(path.read_bytes())
     data[4096:] = os.urandom(len(data) - 4096)
     path.write_bytes(data)

@@ -237,7 +237,7 @@ def test_a_signal_gives_the_best_so_far() -> None:
 def test_budget_of_time_counts_earlier_runs(tmp_path: Path) -> None:
     """A budget that is spent stops the search before another trial."""
     with Journal(tmp_path / "j.sqlite") as journal:
-        number = journal.begin(Recipe(name="float32", summary=""), origin="start")
+        number = journal.begin(Recipe(name="float32", summary=""), origin="start", began_s=1.5)
         journal.end(number, verdict="finished", reason="", seconds=100.0)
         found = run(journal=journal, budget=Budget(seconds=60))
     assert len(found.candidates) == 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ CREATE TABLE IF NOT EXISTS trials (
     id INTEGER PRIMARY KEY,
     recipe TEXT NOT NULL,
     origin TEXT NOT NULL,
-    began REAL NOT NULL,
+    began_s REAL NOT NULL,
     seconds REAL,
     verdict TEXT,
     reason TEXT
@@ -44,7 +43,7 @@ class Entry:
         number: Its place in the journal.
         recipe: What was tried.
         origin: What proposed it.
-        began_s: Seconds after the first trial.
+        began_s: Seconds into the search, earlier runs included.
         seconds: How long it took; None if the run was killed in it.
         verdict: How it ended; None if it did not, ``finished`` if it was measured to the end.
         reason: Why, in words.
@@ -96,16 +95,15 @@ class Journal:
     def entries(self) -> tuple[Entry, ...]:
         """All trials, in the order in which they began."""
         query = (
-            "SELECT id, recipe, origin, began - MIN(began) OVER (), seconds, verdict, reason"
-            " FROM trials ORDER BY id"
+            "SELECT id, recipe, origin, began_s, seconds, verdict, reason FROM trials ORDER BY id"
         )
         return tuple(self._entry(row) for row in self._run(query))
 
-    def begin(self, recipe: Recipe, *, origin: str) -> int:
-        """Write down that a trial begins; gives its number."""
+    def begin(self, recipe: Recipe, *, origin: str, began_s: float) -> int:
+        """Write down that a trial begins, so many seconds into the search; gives its number."""
         rows = self._run(
-            "INSERT INTO trials (recipe, origin, began) VALUES (?, ?, ?) RETURNING id",
-            (record.dumps(recipe), origin, time.time()),
+            "INSERT INTO trials (recipe, origin, began_s) VALUES (?, ?, ?) RETURNING id",
+            (record.dumps(recipe), origin, began_s),
         )
         return int(str(rows[0][0]))
 

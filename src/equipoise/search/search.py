@@ -47,7 +47,7 @@ class Record(Protocol):
     def entries(self) -> Sequence[Entry]:
         """Trials of earlier runs."""
 
-    def begin(self, recipe: Recipe, *, origin: str) -> int:
+    def begin(self, recipe: Recipe, *, origin: str, began_s: float) -> int:
         """A trial begins; gives its number."""
 
     def end(self, number: int, *, verdict: str, reason: str, seconds: float) -> None:
@@ -296,15 +296,15 @@ class _Search:
 
     def _new(self, proposal: Proposal, rival: Measurement | None) -> Trial:
         """A trial that no earlier run brought to its end."""
-        began, number = time.monotonic(), None
+        began, began_s, number = time.monotonic(), self._spent_s(), None
         if self._journal is not None:
-            number = self._journal.begin(proposal.recipe, origin=proposal.origin)
+            number = self._journal.begin(proposal.recipe, origin=proposal.origin, began_s=began_s)
         self._lab.limit(self._left_s())
         outcome = attempt(proposal, self._lab, goal=self._goal, rival=rival)
         trial = Trial(
             proposal=proposal,
             outcome=outcome,
-            began_s=self._earlier_s + began - self._began,
+            began_s=began_s,
             seconds=time.monotonic() - began,
         )
         cut_short = self._left_s() == 0 and trial.verdict == "failed"

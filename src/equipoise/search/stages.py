@@ -37,6 +37,8 @@ class StageLab:
     def __init__(self, pipeline: Pipeline, *, pipeline_of: PipelineOf, series: int = 0) -> None:
         self._pipeline, self._pipeline_of, self._series = pipeline, pipeline_of, series
         self._pruning, self._stopped = Lock(), Event()
+        built = pipeline.build(pipeline.float_model, label=BASELINE)
+        self._baseline = built.files / built.record.file
         metric = get_metric(pipeline.job.metric, labels=pipeline.data.record.labels)
         reference = pipeline.evaluate(None, label=pipeline.reference.record.by)
         self.reference_report = reference.record.report
@@ -46,8 +48,6 @@ class StageLab:
             discrete=metric.discrete,
             name=pipeline.job.metric,
         )
-        built = pipeline.build(pipeline.float_model, label=BASELINE)
-        self._baseline = built.files / built.record.file
         self._engines: dict[str, Path] = {}
         self._first: dict[tuple[str, int | None, str], str] = {}
 
