@@ -5,6 +5,8 @@
     python benchmarks/search.py replay TABLE.npz ... --output RECORD.json
         [--seeds 20] [--claims 400]
 
+    python benchmarks/search.py machinery TABLE.npz --model WEIGHTS --output RECORD.json
+
 ``table`` makes and measures every recipe of a space once, hours for a transformer, on an idle
 machine. ``replay`` reads tables and runs nothing: searches draw the noise of latencies from their
 measured intervals.
@@ -15,18 +17,23 @@ measured intervals.
 - Claims: the table is the population. Each run draws an evaluation set of the same size from it,
   with replacement, searches, and is wrong when what it chose loses more in the population than is
   allowed. So the truth is known; the allowed drop is chosen so that many recipes lie near it.
+
+``machinery`` searches on the digits and tells which share of the time is not in child processes;
+and it sleeps through trial times of a table on a Ray cluster of four nodes on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from _machinery import NODES, Overhead, Scaling, TimedLaunch, scaling
 from _replay import ReplayLab, Table, measure_table, read_table, write_table
 
 from equipoise import extras, fs
@@ -34,6 +41,7 @@ from equipoise.jobs import JobConfig, make_pipeline
 from equipoise.measure.interval import paired_drop
 from equipoise.search.choose import choose
 from equipoise.search.goal import Goal
+from equipoise.search.journal import Journal
 from equipoise.search.propose import Proposal, scaled_excess
 from equipoise.search.race import Finished
 from equipoise.search.search import Budget, SearchSettings, search
@@ -41,7 +49,7 @@ from equipoise.search.space import Point, Space, space_for
 from equipoise.search.stages import StageLab
 from equipoise.search.standing import Standing
 from equipoise.search.trial import Trial, attempt, candidate
-from equipoise.stages import versions_of
+from equipoise.stages import StageRunner, versions_of
 from equipoise.targets.machine import Machine, detect_machine
 
 VERSIONS: Final = ("equipoise", "numpy", "onnxruntime", "optuna", "torch")
@@ -194,6 +202,56 @@ class _Judged:
 METHODS: Final[dict[str, Method]] = {
     "equipoise": by_equipoise, "tpe": by_tpe, "random": by_random
 }  # fmt: skip
+
+
+# The machinery.
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineryRecord:
+    """What the machinery takes, and what four workers bring."""
+
+    machine: Machine
+    versions: dict[str, str]
+    overhead: Overhead
+    scaling: Scaling
+
+
+def machinery(options: argparse.Namespace) -> None:
+    """Measure both, write the record and print it."""
+    table = read_table(options.tables[0])
+    seconds = sorted(e.seconds for e in table.entries.values() if not e.failure)
+    some = seconds[:: max(1, len(seconds) // 40)][:40]
+    scale = 60 / sum(some)
+    record = MachineryRecord(
+        machine=detect_machine(),
+        versions=versions_of((*VERSIONS, "ray")),
+        overhead=overhead(options),
+        scaling=scaling([scale * s for s in some]),
+    )
+    fs.write_json(options.output, record)
+    print(f"overhead {record.overhead.share:.1%}; {NODES} nodes {record.scaling.speedup:.2f}x")
+
+
+def overhead(options: argparse.Namespace) -> Overhead:
+    """Search the digits with an empty cache."""
+    config = _digits(options)
+    with fs.scratch_directory() as folder:
+        launch = TimedLaunch(folder)
+        pipeline = make_pipeline(config, runner=StageRunner(folder, launch=launch))
+        lab = StageLab(pipeline, pipeline_of=lambda _: pipeline)
+        space = space_for(saturates=pipeline.job.target.int8.saturates, threads=THREADS)
+        launch.seconds, began = 0.0, time.monotonic()
+        with Journal(folder / "journal.sqlite") as journal:
+            settings = SearchSettings(goal=Goal(), budget=Budget(trials=24))
+            found = search(space, lab, settings=settings, journal=journal)
+        whole = time.monotonic() - began
+    return Overhead(
+        trials=len(found.candidates),
+        seconds=whole,
+        in_children=launch.seconds,
+        share=1 - launch.seconds / whole,
+    )
 
 
 # Finding.
@@ -381,8 +439,12 @@ def main() -> None:
     again.add_argument("--output", type=Path, required=True)
     again.add_argument("--seeds", type=int, default=20)
     again.add_argument("--claims", type=int, default=400)
+    costs = commands.add_parser("machinery")
+    costs.add_argument("tables", type=Path, nargs=1)
+    costs.add_argument("--model", type=Path, required=True)
+    costs.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    {"table": make_table, "replay": replay}[options.command](options)
+    {"table": make_table, "replay": replay, "machinery": machinery}[options.command](options)
 
 
 if __name__ == "__main__":

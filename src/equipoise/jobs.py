@@ -87,7 +87,11 @@ class JobConfig:
 
 
 def make_pipeline(
-    config: JobConfig, *, observer: Observer | None = None, runner: StageRunner | None = None
+    config: JobConfig,
+    *,
+    observer: Observer | None = None,
+    runner: StageRunner | None = None,
+    machine: Machine | None = None,
 ) -> Pipeline:
     """Check what can be checked without work, and set up the stages.
 
@@ -95,6 +99,7 @@ def make_pipeline(
         config: The model, its data and the device.
         observer: Hears of progress.
         runner: Runs the stages; one on this machine when None.
+        machine: The one that measures; this one when None.
 
     Raises:
         UsageError: An unknown metric, target or task, or a setting out of range.
@@ -103,7 +108,7 @@ def make_pipeline(
     """
     _check_settings(config)
     source = parse_source(config.source, weights=config.weights, task=config.task)
-    machine = detect_machine()
+    machine = machine or detect_machine()
     cache = config.cache or default_cache()
     fs.check_writable(cache, needed_bytes=FREE_BYTES)
     runner = runner or StageRunner(

@@ -125,7 +125,7 @@ GAINS = Stage(
     name="gains",
     function="equipoise.quantize.gains:weigh_nodes",
     record=GainsRecord,
-    packages=ONNX,
+    packages=(*ONNX, "scipy"),
     measures=True,
 )
 BUILD = Stage(

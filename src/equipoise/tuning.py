@@ -12,6 +12,7 @@ from typing import Final
 
 from equipoise import fs
 from equipoise.bundle.writer import check_replaceable
+from equipoise.cluster.device import detect_device
 from equipoise.cluster.runner import open_runner
 from equipoise.compress.cutting import Pruning
 from equipoise.compress.settings import TrainSettings
@@ -30,18 +31,20 @@ from equipoise.jobs import FREE_BYTES, JobConfig, make_pipeline
 from equipoise.measure.interval import metric_interval, smallest_provable_drop
 from equipoise.pack import pack
 from equipoise.pipeline import Job, Pipeline
+from equipoise.quantize.plans import NodeFact
 from equipoise.recipe import Recipe
 from equipoise.report.words import limit_words
 from equipoise.report.write import write_report
 from equipoise.runtimes.registry import BUILDERS, builder
-from equipoise.search.choose import nearest, prices
-from equipoise.search.goal import Goal, check_goal
+from equipoise.search.choose import measured, nearest, prices
+from equipoise.search.goal import Goal, Limit, check_goal
 from equipoise.search.journal import Journal
-from equipoise.search.nodes import node_plan
-from equipoise.search.result import NodePlan, Repeat, TuneResult
+from equipoise.search.nodes import facts_of
+from equipoise.search.result import Repeat, TuneResult
 from equipoise.search.search import Budget, Found, SearchSettings, Watcher, search
 from equipoise.search.space import Space, baseline_alone, space_for
 from equipoise.search.stages import StageLab
+from equipoise.search.verdict import broken
 from equipoise.stages import (
     Observer,
     StageRunner,
@@ -144,7 +147,10 @@ def _runner(config: TuneConfig, observer: Observer | None) -> AbstractContextMan
 
 def _tune(config: TuneConfig, *, runner: StageRunner, watcher: Watcher | None) -> TuneResult:
     for_training = config.for_training or bool(config.prune)
-    pipeline = make_pipeline(replace(config, for_training=for_training), runner=runner)
+    machine = detect_device(runner, target=config.target) if config.cluster else None
+    pipeline = make_pipeline(
+        replace(config, for_training=for_training), runner=runner, machine=machine
+    )
     _require_measurable(pipeline.job, also=config.also)
     fs.check_writable(config.output, needed_bytes=FREE_BYTES)
     check_replaceable(config.output / "bundle")
@@ -302,8 +308,8 @@ class _Run:
             calibration_samples=data.calibration_samples,
             candidates=found.candidates,
             chosen=found.chosen.recipe.name if found.chosen else "",
-            chosen_reason=found.reason,
-            binding=() if found.chosen else nearest(found.candidates, goal=config.goal),
+            chosen_reason=found.reason or _nothing(found, config.goal),
+            binding=() if found.chosen else _binding(found, config.goal),
             prices=prices(found.candidates, found.chosen, goal=config.goal),
             nodes=self._nodes(found),
             points=sum(1 for _ in self._space.points()),
@@ -317,11 +323,11 @@ class _Run:
             repeats=self._repeats() if found.interrupted is None else (),
         )
 
-    def _nodes(self, found: Found) -> tuple[NodePlan, ...]:
+    def _nodes(self, found: Found) -> tuple[NodeFact, ...]:
         recipe = found.chosen.recipe if found.chosen else None
         if recipe is None or found.interrupted is not None:
             return ()
-        return node_plan(self.pipeline_of(recipe), recipe)
+        return facts_of(self.pipeline_of(recipe), recipe)
 
     def _repeats(self) -> tuple[Repeat, ...]:
         """The same search with every measurement made anew."""
@@ -396,6 +402,16 @@ def _repeat(found: Found) -> Repeat:
         size_bytes=measured.size_bytes if measured else None,
         trials=len(found.candidates),
     )
+
+
+def _binding(found: Found, goal: Goal) -> tuple[Limit, ...]:
+    near = nearest(found.candidates, goal=goal)
+    return broken(goal, measured(near)) if near else ()
+
+
+def _nothing(found: Found, goal: Goal) -> str:
+    near = nearest(found.candidates, goal=goal)
+    return f"no engine keeps all limits; the nearest is {near.recipe.name}" if near else ""
 
 
 def _not_met(result: TuneResult, config: TuneConfig) -> NotMetError:

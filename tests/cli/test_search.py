@@ -157,3 +157,12 @@ def test_repeat_tells_how_stable_the_choice_is(tune, tmp_path: Path) -> None:
     (repeat,) = results(tmp_path / "out")["repeats"]
     assert repeat["trials"] == 4
     assert repeat["chosen"]
+
+
+@pytest.mark.slow
+def test_workers_try_several_at_once(tune, tmp_path: Path) -> None:
+    """The same outputs, and no trial twice."""
+    done = tune("--trials", 6, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    names = [c["recipe"]["name"] for c in results(tmp_path / "out")["candidates"]]
+    assert len(set(names)) == len(names) == 6

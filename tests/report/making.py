@@ -9,13 +9,13 @@ from typing import Any
 from equipoise.compress.cutting import Pruning
 from equipoise.measure.interval import Interval
 from equipoise.parity.compare import OutputParity
+from equipoise.quantize.plans import NodeFact
 from equipoise.quantize.schemes import DynamicInt8, StaticInt8, WeightOnlyInt8
 from equipoise.recipe import Recipe
 from equipoise.search.goal import Goal, Limit
 from equipoise.search.result import (
     Candidate,
     Measurement,
-    NodePlan,
     Price,
     Sketch,
     TuneResult,
@@ -145,25 +145,25 @@ CANDIDATES = (
 )  # fmt: skip
 
 NODES = (
-    NodePlan(
+    NodeFact(
         name="/embeddings/Gather", operator="Gather", precision="int8", sqnr_db=44.2,
         float_ms=0.031, integer_ms=0.034,
     ),
-    NodePlan(
+    NodeFact(
         name="/encoder/0/query/MatMul", operator="MatMul", precision="int8", sqnr_db=38.1,
         float_ms=0.412, integer_ms=0.171,
     ),
-    NodePlan(
+    NodeFact(
         name="/encoder/0/Softmax", operator="Softmax", precision="float32", float_ms=0.102,
         reason="the runtime has no integer form of Softmax",
     ),
-    NodePlan(
+    NodeFact(
         name="/encoder/0/output/MatMul", operator="MatMul", precision="float32", sqnr_db=9.4,
         float_ms=0.398, integer_ms=0.166,
         reason="alone in integers it brings the worst output to 9.4 dB; 20 dB are asked for",
     ),
-    NodePlan(name="/encoder/0/Add", operator="Add", precision="float32", reason="in another node"),
-    NodePlan(
+    NodeFact(name="/encoder/0/Add", operator="Add", precision="float32", reason="in another node"),
+    NodeFact(
         name="/classifier/Gemm", operator="Gemm", precision="int8", sqnr_db=51.0, float_ms=0.052,
         integer_ms=0.029,
     ),

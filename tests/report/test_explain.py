@@ -9,11 +9,12 @@ import pytest
 from tests.report.making import CANDIDATES, INFEASIBLE, RESULT, around, candidate, measurement
 
 from equipoise import record
+from equipoise.quantize.plans import NodeFact
 from equipoise.report.explain import explain, summary
 from equipoise.report.nodes import blocked, node_map, precisions
 from equipoise.report.words import amount, goal_words, price_words
 from equipoise.search.goal import Goal, Limit, parse_minimise
-from equipoise.search.result import NodePlan, Price, Repeat, TuneResult
+from equipoise.search.result import Price, Repeat, TuneResult
 
 
 def told(result: TuneResult) -> dict[str, str]:
@@ -182,7 +183,7 @@ def test_the_bar_of_harm_is_longer_for_a_worse_node(precision: str, tone: str) -
     """From nothing at 60 dB on to the whole at 0 dB; nothing where no loss was measured."""
     values = (None, 75.0, 30.0, -5.0)
     plans = tuple(
-        NodePlan(name="n", operator="Add", precision=precision, sqnr_db=v) for v in values
+        NodeFact(name="n", operator="Add", precision=precision, sqnr_db=v) for v in values
     )
     nodes = node_map(replace(RESULT, nodes=plans))
     assert [node.harm_share for node in nodes] == [0, 0, 0.5, 1]

@@ -183,7 +183,7 @@ def _with_texts(value: object, text: str) -> object:
     if isinstance(value, dict):
         return {text + key: _with_texts(item, text) for key, item in value.items()}
     if isinstance(value, TuneResult | Candidate | Recipe) or (
-        is_dataclass(value) and type(value).__name__ in {"Machine", "NodePlan", "OutputParity",
+        is_dataclass(value) and type(value).__name__ in {"Machine", "NodeFact", "OutputParity",
         "Measurement", "Price"}
     ):  # fmt: skip
         hints = typing.get_type_hints(type(value))

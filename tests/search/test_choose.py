@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from equipoise.measure.interval import Interval
@@ -101,6 +103,13 @@ def test_ties_in_speed_go_to_the_smaller_then_the_leaner_then_the_truer() -> Non
     chosen, reason = choose([FLOAT, big, small, lean, true])
     assert chosen is true
     assert "big" in reason
+
+
+def test_what_is_hardly_known_is_no_tie() -> None:
+    """A wide interval overlaps with anything; a slower candidate is not chosen for its size so."""
+    vague = measurement(speed=0.9, size=1)
+    vague = replace(vague, speedup=Interval(value=0.9, low=0.6, high=1.3))
+    assert choose([FLOAT, candidate("vague", vague)])[0] is FLOAT
 
 
 def test_smaller_engine_at_the_speed_of_float_is_chosen_for_size() -> None:

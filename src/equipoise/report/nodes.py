@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from equipoise.quantize.plans import NodeFact
 from equipoise.report.words import percent, plain
-from equipoise.search.result import NodePlan, TuneResult
+from equipoise.search.result import TuneResult
 
 Tone = Literal["integer", "float", "half", "other"]
 
@@ -29,7 +30,7 @@ class Node:
         harm_share: How long the bar of its harm is; 0 from 60 dB on.
     """
 
-    plan: NodePlan
+    plan: NodeFact
     tone: Tone
     time_ms: float | None
     time_share: float
@@ -105,7 +106,7 @@ def node_map(result: TuneResult) -> tuple[Node, ...]:
     return tuple(_node(plan, longest=longest) for plan in result.nodes)
 
 
-def _node(plan: NodePlan, *, longest: float) -> Node:
+def _node(plan: NodeFact, *, longest: float) -> Node:
     time = _time(plan)
     lost = 0.0 if plan.sqnr_db is None else 1 - plan.sqnr_db / _LOUDEST_DB
     return Node(
@@ -117,7 +118,7 @@ def _node(plan: NodePlan, *, longest: float) -> Node:
     )
 
 
-def _time(plan: NodePlan) -> float | None:
+def _time(plan: NodeFact) -> float | None:
     return plan.integer_ms if tone(plan.precision) == "integer" else plan.float_ms
 
 

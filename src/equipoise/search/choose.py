@@ -14,9 +14,10 @@ from equipoise.search.verdict import broken
 _PARITY: Final = Interval(value=1.0, low=1.0, high=1.0)
 """The baseline's speed-up over itself. Its measured ratio is noise, and can miss 1 altogether."""
 
-_TIES: Final[dict[Quantity, float]] = {"latency": 0.0, "size": 0.01, "memory": 0.05}
+_TIES: Final[dict[Quantity, float]] = {"latency": 0.05, "size": 0.01, "memory": 0.05}
 """A hundredth of the size decides nothing on a device; peak memory repeats to a few per cent.
-Latencies tie where their intervals overlap."""
+Latencies tie where their intervals overlap, if they are so near: what is hardly known is not
+equal."""
 
 Relative = dict[Quantity, float]
 """Cost -> its value over that of the float engine."""
@@ -101,9 +102,9 @@ def _value(quantity: Quantity) -> Callable[[Candidate], float]:
 
 
 def _ties(candidate: Candidate, least: Candidate, quantity: Quantity) -> bool:
-    if quantity == "latency":
-        return speedup(candidate).high >= speedup(least).low
     value = _value(quantity)
+    if quantity == "latency" and speedup(candidate).high < speedup(least).low:
+        return False
     return value(candidate) <= value(least) * (1 + _TIES[quantity])
 
 
@@ -144,10 +145,15 @@ def _axes(candidate: Candidate) -> tuple[float, float, float]:
     return -speedup(candidate).value, float(found.size_bytes), -found.metric.value
 
 
-def nearest(candidates: Sequence[Candidate], *, goal: Goal) -> tuple[Limit, ...]:
-    """The limits that the candidate breaks that is nearest to keeping all; the fewest first."""
-    over = [broken(goal, measured(c)) for c in candidates if c.measurement is not None]
-    return min(over, key=lambda limits: (len(limits), sum(map(_excess, limits))), default=())
+def nearest(candidates: Sequence[Candidate], *, goal: Goal) -> Candidate | None:
+    """The candidate that is nearest to keeping all limits: it breaks the fewest, by the least."""
+
+    def distance(candidate: Candidate) -> tuple[int, float]:
+        over = broken(goal, measured(candidate))
+        return len(over), sum(map(_excess, over))
+
+    whole = [c for c in candidates if c.measurement is not None]
+    return min(whole, key=distance, default=None)
 
 
 def _excess(limit: Limit) -> float:

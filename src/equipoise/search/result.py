@@ -7,6 +7,7 @@ from typing import Literal
 
 from equipoise.measure.interval import Interval
 from equipoise.parity.compare import OutputParity
+from equipoise.quantize.plans import NodeFact
 from equipoise.recipe import Recipe
 from equipoise.search.goal import Goal, Limit, Quantity
 from equipoise.targets.machine import Machine
@@ -119,30 +120,6 @@ class Price:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodePlan:
-    """One node of the chosen engine's model.
-
-    Attributes:
-        name: Node.
-        operator: Its type.
-        precision: What it computes in.
-        sqnr_db: Signal to noise of the worst output with this node alone in integers; None where
-            that was not measured or nothing is lost.
-        float_ms: Time of its float form; None where the runtime has it in another node.
-        integer_ms: Of its integer form.
-        reason: Why it is in float, in words.
-    """
-
-    name: str
-    operator: str
-    precision: str
-    sqnr_db: float | None = None
-    float_ms: float | None = None
-    integer_ms: float | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Repeat:
     """The outcome of the same search again, with every measurement made anew.
 
@@ -208,7 +185,7 @@ class TuneResult:
     chosen_reason: str
     binding: tuple[Limit, ...] = ()
     prices: tuple[Price, ...] = ()
-    nodes: tuple[NodePlan, ...] = ()
+    nodes: tuple[NodeFact, ...] = ()
     points: int = 0
     stopped: str = ""
     seconds: float = 0.0
