@@ -512,7 +512,7 @@ def test_any_name_of_a_file_will_do(asked, tmp_path, name) -> None:
 
 def test_without_optuna_it_says_what_to_install(asked, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(MissingExtraError, match="compress"):
+    with pytest.raises(MissingExtraError, match="tune"):
         search(asked, base=BASE, run=run)
 
 
