@@ -32,6 +32,7 @@ class Entry:
     Attributes:
         recipe: Which.
         failure: Why it could not be made; empty if it was.
+        twin: The recipe that made the same engine; its entry has the figures.
         applicable: Whether it changes anything.
         size_bytes: Engine on disk.
         peak_memory_bytes: Peak resident memory.
@@ -42,6 +43,7 @@ class Entry:
 
     recipe: Recipe
     failure: str = ""
+    twin: str = ""
     applicable: bool = True
     size_bytes: int = 0
     peak_memory_bytes: int = 0
@@ -74,6 +76,11 @@ class Table:
     entries: Mapping[str, Entry]
     statistics: Mapping[str, Array]
 
+    def entry(self, name: str) -> Entry:
+        """The figures of a recipe: those of its twin, where it has one."""
+        found = self.entries[name]
+        return self.entries[found.twin] if found.twin else found
+
 
 def measure_table(
     space: Space,
@@ -101,6 +108,8 @@ def measure_table(
 def _measured(recipe: Recipe, lab: StageLab) -> tuple[Entry, Array | None]:
     try:
         built = lab.build(recipe)
+        if built.twin:
+            return Entry(recipe=recipe, twin=built.twin), None
         timed, scored, weighed = lab.time(recipe), lab.score(recipe), lab.weigh(recipe)
     except RecipeError as error:
         return Entry(recipe=recipe, failure=error.message, applicable=False), None
@@ -173,6 +182,7 @@ class ReplayLab:
             name=table.head.metric,
         )
         self.tried: set[str] = set()
+        self._first: dict[str, str] = {}
 
     @property
     def task(self) -> Task:
@@ -181,17 +191,19 @@ class ReplayLab:
 
     def build(self, recipe: Recipe) -> Built:
         """See Lab."""
-        entry = self._table.entries[recipe.name]
         self.tried.add(recipe.name)
+        entry = self._table.entry(recipe.name)
         if entry.failure and not entry.applicable:
             raise RecipeError(entry.failure)
         if entry.failure:
             raise BackendError(entry.failure)
-        return Built(size_bytes=entry.size_bytes, kernels={})
+        first = self._first.setdefault(entry.recipe.name, recipe.name)
+        twin = "" if first == recipe.name else first
+        return Built(size_bytes=entry.size_bytes, kernels={}, twin=twin)
 
     def time(self, recipe: Recipe, *, quick: bool = False, take: int = 0) -> Timed:  # noqa: ARG002
         """See Lab. In few rounds the interval is twice as wide."""
-        entry = self._table.entries[recipe.name]
+        entry = self._table.entry(recipe.name)
         assert entry.latency_ms is not None
         assert entry.speedup is not None
         wide = 2.0 if quick else 1.0
@@ -204,7 +216,7 @@ class ReplayLab:
 
     def score(self, recipe: Recipe, *, samples: int | None = None) -> Scored:
         """See Lab."""
-        statistics = self._table.statistics[recipe.name][self._rows]
+        statistics = self._table.statistics[self._table.entry(recipe.name).recipe.name][self._rows]
         return Scored(statistics=statistics[:samples], parity=())
 
     def limit(self, seconds: float | None) -> None:
@@ -215,7 +227,7 @@ class ReplayLab:
 
     def weigh(self, recipe: Recipe, *, take: int = 0) -> Weighed:  # noqa: ARG002
         """See Lab."""
-        peak = self._table.entries[recipe.name].peak_memory_bytes
+        peak = self._table.entry(recipe.name).peak_memory_bytes
         return Weighed(peak_memory_bytes=peak, load_ms=0.0, first_ms=0.0)
 
 

@@ -69,7 +69,7 @@ class Finding:
         table: Name of the table.
         method: ``equipoise``, ``tpe`` or ``random``.
         max_drop: Allowed drop.
-        recipes: Recipes of the table that can be made.
+        recipes: Recipes of the table; some cannot be made of this model, or make the same engine.
         trials: Recipes tried, median of seeds.
         best: Name of the best provable recipe.
         excess: Cost of the chosen recipe over the best one's, less one: median of seeds.
@@ -262,8 +262,7 @@ def find(name: str, table: Table, *, max_drop: float, seeds: int) -> Iterator[Fi
     space = space_of(table)
     goal = Goal(max_drop=max_drop, minimise=("latency",))
     best = best_provable(table, goal)
-    made = sum(not entry.failure for entry in table.entries.values())
-    trials = math.floor(SHARE * made)
+    trials = math.floor(SHARE * len(table.entries))
     for method, run in METHODS.items():
         excesses, tried = [], []
         for seed in range(seeds):
@@ -275,7 +274,7 @@ def find(name: str, table: Table, *, max_drop: float, seeds: int) -> Iterator[Fi
             table=name,
             method=method,
             max_drop=max_drop,
-            recipes=made,
+            recipes=len(table.entries),
             trials=float(np.median(tried)),
             best=best,
             excess=float(np.median(excesses)),
@@ -285,7 +284,7 @@ def find(name: str, table: Table, *, max_drop: float, seeds: int) -> Iterator[Fi
 
 def cost(table: Table, name: str) -> float:
     """Latency over that of the float engine, as the table has it; the float engine's own is 1."""
-    speedup = table.entries[name].speedup
+    speedup = table.entry(name).speedup
     return 1.0 if speedup is None or name == "float32" else 1 / speedup.value
 
 
@@ -297,6 +296,7 @@ def best_provable(table: Table, goal: Goal) -> str:
         name
         for name, entry in table.entries.items()
         if not entry.failure
+        and not entry.twin
         and paired_drop(
             task.reference, table.statistics[name], task.value, discrete=task.discrete
         ).high
@@ -313,7 +313,7 @@ def true_drops(table: Table) -> dict[str, float]:
     task = ReplayLab(table, np.random.default_rng(0), resample=False).task
     whole = float(task.value(task.reference.sum(0)))
     return {
-        name: whole - float(task.value(table.statistics[name].sum(0)))
+        name: whole - float(task.value(table.statistics[table.entry(name).recipe.name].sum(0)))
         for name, entry in table.entries.items()
         if not entry.failure
     }
@@ -323,7 +323,7 @@ def claim(name: str, table: Table, *, max_drop: float, runs: int) -> Claims:
     """Search ``runs`` evaluation sets drawn from the table."""
     space, drops = space_of(table), true_drops(table)
     goal = Goal(max_drop=max_drop, minimise=("latency",))
-    trials = math.floor(SHARE * len(drops))
+    trials = math.floor(SHARE * len(table.entries))
     wrong = not_float = 0
     for seed in range(runs):
         lab = ReplayLab(table, np.random.default_rng([7, seed]), resample=True)
@@ -341,11 +341,14 @@ def claim(name: str, table: Table, *, max_drop: float, runs: int) -> Claims:
 
 
 def hardest(table: Table) -> float:
-    """The allowed drop just below the true one of as many fast recipes as there are."""
+    """The allowed drop just below the true one of as many fast recipes as there are.
+
+    Where none loses anything no claim can be wrong; then any drop does.
+    """
     drops = true_drops(table)
     fast = [drop for name, drop in drops.items() if drop > 0 and cost(table, name) < 0.9]
     counts = {drop: sum(drop <= other <= 2 * drop for other in fast) for drop in fast}
-    return max(counts, key=lambda drop: (counts[drop], -drop)) * 0.999
+    return max(counts, key=lambda drop: (counts[drop], -drop), default=DROPS[0]) * 0.999
 
 
 # Tables.

@@ -36,7 +36,7 @@ from equipoise.recipe import Recipe
 from equipoise.report.words import limit_words
 from equipoise.report.write import write_report
 from equipoise.runtimes.registry import BUILDERS, builder
-from equipoise.search.choose import measured, nearest, prices
+from equipoise.search.choose import broken_by, nearest, prices
 from equipoise.search.goal import Goal, Limit, check_goal
 from equipoise.search.journal import Journal
 from equipoise.search.nodes import facts_of
@@ -44,7 +44,6 @@ from equipoise.search.result import Repeat, TuneResult
 from equipoise.search.search import Budget, Found, SearchSettings, Watcher, search
 from equipoise.search.space import Space, baseline_alone, space_for
 from equipoise.search.stages import StageLab
-from equipoise.search.verdict import broken
 from equipoise.stages import (
     Observer,
     StageRunner,
@@ -406,7 +405,7 @@ def _repeat(found: Found) -> Repeat:
 
 def _binding(found: Found, goal: Goal) -> tuple[Limit, ...]:
     near = nearest(found.candidates, goal=goal)
-    return broken(goal, measured(near)) if near else ()
+    return broken_by(near, goal=goal) if near else ()
 
 
 def _nothing(found: Found, goal: Goal) -> str:

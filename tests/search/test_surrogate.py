@@ -87,6 +87,16 @@ def test_an_impossible_choice_is_told_from_an_impossible_recipe() -> None:
     assert not any(SPACE.recipe(p).fused for p in POINTS if proposer.may_apply(p))
 
 
+def test_of_two_choices_the_lesser_one_is_struck_out() -> None:
+    """Static int8 that keeps 0 dB changes nothing beside the usual one: static itself stays."""
+    proposer = Proposer(SPACE)
+    static = {"precision": "int8-static"}
+    same = SPACE.at({**static, "kept": "0dB"})
+    proposer.exclude(same, applicable=[SPACE.at({"precision": BASELINE}), SPACE.at(static)])
+    assert proposer.may_apply(SPACE.at({**static, "kept": "30dB"}))
+    assert not proposer.may_apply(SPACE.at({**static, "kept": "0dB", "threads": "1t"}))
+
+
 def test_proposals_avoid_what_breaks_limits() -> None:
     """A cheap region that was seen to break the limit is left for one that keeps it."""
     static = [p for p in POINTS if SPACE.choice(p, "precision").label == "int8-static"]

@@ -166,9 +166,9 @@ class NodeFact:
     name: str
     operator: str
     precision: str
-    sqnr_db: float | None
-    float_ms: float | None
-    integer_ms: float | None
+    sqnr_db: float | None = None
+    float_ms: float | None = None
+    integer_ms: float | None = None
     reason: str = ""
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from equipoise.measure.interval import Interval
+from equipoise.search.choose import broken_by
 from equipoise.search.goal import Quantity
 from equipoise.search.result import Candidate, TuneResult
-from equipoise.search.verdict import broken
 
 _PARITY: Final = Interval(value=1.0, low=1.0, high=1.0)
 """The float engine over itself: its measured ratio is noise."""
@@ -130,5 +130,5 @@ def _usable(candidate: Candidate, result: TuneResult) -> bool:
     if found is None:
         return False
     if candidate.verdict == "baseline":
-        return candidate.recipe.name == result.chosen or not broken(result.goal, found)
+        return not broken_by(candidate, goal=result.goal)
     return candidate.verdict == "accepted"

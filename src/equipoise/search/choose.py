@@ -32,6 +32,11 @@ def measured(candidate: Candidate) -> Measurement:
     return candidate.measurement
 
 
+def broken_by(candidate: Candidate, *, goal: Goal) -> tuple[Limit, ...]:
+    """The limits that a measured candidate does not keep."""
+    return broken(goal, measured(candidate), proven=candidate.verdict == "baseline")
+
+
 def speedup(candidate: Candidate) -> Interval:
     """Float latency over the candidate's: measured, but 1 by definition for the baseline."""
     return _PARITY if candidate.verdict == "baseline" else measured(candidate).speedup
@@ -60,7 +65,7 @@ def choose(candidates: Sequence[Candidate], *, goal: Goal) -> tuple[Candidate, s
             where it does not keep the limits itself.
         goal: What is asked for.
     """
-    usable = [c for c in candidates if c.verdict in _USABLE and not broken(goal, measured(c))]
+    usable = [c for c in candidates if c.verdict in _USABLE and not broken_by(c, goal=goal)]
     if goal.minimise[0] == "latency":
         usable = [c for c in usable if speedup(c).high >= 1] or usable
     if not usable:
@@ -72,7 +77,7 @@ def choose(candidates: Sequence[Candidate], *, goal: Goal) -> tuple[Candidate, s
         least = min(tied, key=_value(quantity))
         tied = [c for c in tied if _ties(c, least, quantity)]
         best = least if rank == 0 else best
-    chosen = max(tied, key=_truth)
+    chosen = max(tied, key=_truth) if len(goal.minimise) > 1 else best
     return chosen, _why(chosen, best=best, usable=usable, goal=goal)
 
 
@@ -149,7 +154,7 @@ def nearest(candidates: Sequence[Candidate], *, goal: Goal) -> Candidate | None:
     """The candidate that is nearest to keeping all limits: it breaks the fewest, by the least."""
 
     def distance(candidate: Candidate) -> tuple[int, float]:
-        over = broken(goal, measured(candidate))
+        over = broken_by(candidate, goal=goal)
         return len(over), sum(map(_excess, over))
 
     whole = [c for c in candidates if c.measurement is not None]
@@ -172,7 +177,7 @@ def prices(
     now = math.inf if chosen is None else relative(chosen, baseline=baseline)[first]
     found: dict[str, Price] = {}
     for candidate in candidates:
-        over = broken(goal, measured(candidate)) if candidate.measurement is not None else ()
+        over = broken_by(candidate, goal=goal) if candidate.measurement is not None else ()
         if len(over) != 1 or candidate is chosen:
             continue
         then = relative(candidate, baseline=baseline)[first]

@@ -23,12 +23,14 @@ class Built:
         build_s: Time to build it from its ONNX file.
         kernels: Operator type -> count after the runtime's own rewriting.
         notes: What the stages noticed, in words.
+        twin: Name of the recipe that has made the same engine before; empty if none has.
     """
 
     size_bytes: int
     build_s: float = 0.0
     kernels: dict[str, int]
     notes: tuple[str, ...] = ()
+    twin: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +98,7 @@ class Task:
 class Lab(Protocol):
     """Tries recipes. Each method raises the errors of the stages that it runs.
 
-    A recipe that finds nothing to act on in the model, or makes an engine that another one has
-    made, raises RecipeError in ``build``.
+    A recipe that finds nothing to act on in the model raises RecipeError in ``build``.
     """
 
     @property

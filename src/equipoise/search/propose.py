@@ -108,10 +108,11 @@ class Proposer:
         """Learn that the recipe at ``point`` changes nothing, or cannot be made of this model.
 
         Where another recipe that differs from it by one choice alone is possible, it is that choice
-        that is not, whatever stands beside it.
+        that is not, whatever stands beside it; of several such choices the one on the last axis,
+        which says the least.
         """
         known = set(applicable)
-        for axis, index in enumerate(point):
+        for axis, index in reversed(list(enumerate(point))):
             other = self._space.canonical((*point[:axis], 0, *point[axis + 1 :]))
             if index and other in known:
                 self._points = [p for p in self._points if p[axis] != index]

@@ -45,6 +45,7 @@ class Ended:
         reason: Why, in words.
         sketch: What had been measured.
         over: The limit that it breaks for certain.
+        twin: The recipe that has made the same engine before.
         notes: What the stages noticed.
     """
 
@@ -53,6 +54,7 @@ class Ended:
     reason: str
     sketch: Sketch = field(default_factory=Sketch)
     over: Limit | None = None
+    twin: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -71,6 +73,9 @@ def race(
         EquipoiseError: A stage failed.
     """
     built = lab.build(recipe)
+    if built.twin:  # measuring it again would tell nothing
+        reason = f"it makes the same engine as {built.twin}"
+        return Ended(recipe=recipe, verdict="not applicable", reason=reason, twin=built.twin)
     heats = _Heats(recipe, lab, goal=goal, built=built)
     ended = heats.size() or (heats.qualify(rival) if rival is not None else None)
     if ended is not None:
@@ -113,11 +118,20 @@ class _Heats:
         over = _over("latency", self._goal.max_latency_ms, quick.latency_ms.low)
         if over:
             return self._refused(over, f"takes at least {quick.latency_ms.low:.3f} ms")
-        if _is_dominated(self._built, quick, rival):
+        if self._is_dominated(quick, rival):
             ratio = quick.speedup.value
-            reason = f"slower than the best so far ({ratio:.2f}x float) and no smaller"
+            smaller = " and no smaller" if "size" in self._goal.minimise else ""
+            reason = f"slower than the best so far ({ratio:.2f}x float){smaller}"
             return self._ended("outraced", reason)
         return self._few_samples()
+
+    def _is_dominated(self, quick: Timed, rival: Measurement) -> bool:
+        """Whether it is certainly slower than the rival, and no better in what else counts."""
+        if "latency" not in self._goal.minimise or self._goal.minimise[0] == "memory":
+            return False
+        smaller = self._built.size_bytes < rival.size_bytes * (1 - _SIZE_TIE)
+        may_be_smaller = smaller and "size" in self._goal.minimise
+        return quick.speedup.high < rival.speedup.low and not may_be_smaller
 
     def _few_samples(self) -> Ended | None:
         task, allowed = self._lab.task, self._goal.max_drop
@@ -161,9 +175,3 @@ def _drop(scored: Scored, task: Task, *, count: int) -> Interval:
         discrete=task.discrete,
         confidence=_CERTAIN,
     )
-
-
-def _is_dominated(built: Built, quick: Timed, rival: Measurement) -> bool:
-    """Whether it is certainly slower than the rival and not smaller: no front would have it."""
-    slower = quick.speedup.high < rival.speedup.low
-    return slower and built.size_bytes >= rival.size_bytes * (1 - _SIZE_TIE)

@@ -11,21 +11,20 @@ from typing import Final, Protocol
 
 from equipoise.errors import InterruptedRunError
 from equipoise.recipe import Recipe
-from equipoise.search.choose import Relative, choose, pareto_front, relative
+from equipoise.search.choose import Relative, choose, measured, pareto_front, relative
 from equipoise.search.goal import Goal, Limit, Limited
 from equipoise.search.journal import Entry
 from equipoise.search.lab import Lab
 from equipoise.search.propose import Proposal, Proposer, Seen, scaled_excess
 from equipoise.search.race import Ended, Finished
 from equipoise.search.refine import Around, refined
-from equipoise.search.result import Candidate, Measurement, Sketch, Verdict
+from equipoise.search.result import Candidate, Measurement, Sketch
 from equipoise.search.space import BASELINE, Point, Space
 from equipoise.search.standing import Standing
 from equipoise.search.trial import Trial, attempt, candidate
 from equipoise.search.verdict import limits
 
 _REFINEMENTS_WITHOUT_GAIN: Final = 4
-_NOT_TRIED_AGAIN: Final[frozenset[Verdict]] = frozenset({"failed", "not applicable"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +245,7 @@ class _Search:
             Around(
                 recipe=c.recipe,
                 log_costs=tuple(math.log(self._relative(c)[q]) for q in self._goal.minimise),
-                excess=tuple(_scaled(limits(self._goal, c.measurement)).values()),
+                excess=tuple(_scaled(self._limits(c)).values()),
             )
             for c in self.candidates()
             if c.measurement is not None
@@ -284,9 +283,9 @@ class _Search:
         earlier = self._earlier.get(recipe.name)
         if earlier is None or earlier.seconds is None:
             return self._new(proposal, rival)
-        if earlier.verdict in _NOT_TRIED_AGAIN:
+        if earlier.verdict == "failed":
             outcome: Finished | Ended = Ended(
-                recipe=recipe, verdict=_verdict(earlier.verdict), reason=earlier.reason
+                recipe=recipe, verdict="failed", reason=earlier.reason
             )
         else:
             outcome = attempt(proposal, self._lab, goal=self._goal, rival=rival)
@@ -320,7 +319,7 @@ class _Search:
         if isinstance(trial.outcome, Finished):
             self._standing.add(trial.outcome)
         point = trial.proposal.point
-        if trial.verdict == "not applicable" and point is not None:
+        if _changes_nothing(trial) and point is not None:
             self._proposer.exclude(point, applicable=self._applicable())
         best = self._best()
         gained = best is not None and (before is None or best.recipe != before.recipe)
@@ -336,7 +335,7 @@ class _Search:
         return [
             t.proposal.point
             for t in self._trials
-            if t.proposal.point is not None and t.verdict not in _NOT_TRIED_AGAIN
+            if t.proposal.point is not None and t.verdict not in {"failed", "not applicable"}
         ]
 
     # Judgement.
@@ -364,18 +363,24 @@ class _Search:
         return relative(one, baseline=self._standing.measurements()[BASELINE])
 
     def _seen(self) -> list[Seen]:
-        """What the model of the space learns from."""
+        """What the model of the space learns from: twins have the figures of the first of them."""
+        by_name = {c.recipe.name: c for c in self.candidates()}
+        trials = {trial.name: trial for trial in self._trials}
         found = []
-        for trial, one in zip(self._trials, self.candidates(), strict=True):
+        for trial in self._trials:
             point = trial.proposal.point
-            if point is not None and one.verdict != "not applicable":
-                found.append(self._lesson(point, trial, one))
+            if point is None or _changes_nothing(trial):
+                continue
+            twin = trial.outcome.twin if isinstance(trial.outcome, Ended) else ""
+            name = twin or trial.name
+            if name in trials:
+                found.append(self._lesson(point, trials[name], by_name[name]))
         return found
 
     def _lesson(self, point: Point, trial: Trial, one: Candidate) -> Seen:
         if one.measurement is not None:
             cost = self._goal.log_cost(self._relative(one))
-            excess = _scaled(limits(self._goal, one.measurement))
+            excess = _scaled(self._limits(one))
             return Seen(point=point, log_cost=cost, excess=excess)
         if isinstance(trial.outcome, Ended) and one.verdict != "failed":
             over = trial.outcome.over
@@ -385,6 +390,9 @@ class _Search:
                 excess=_scaled([over] if over else []),
             )
         return Seen(point=point, failed=True)
+
+    def _limits(self, one: Candidate) -> tuple[Limit, ...]:
+        return limits(self._goal, measured(one), proven=one.verdict == "baseline")
 
     def _sketched(self, sketch: Sketch) -> float | None:
         """The cost of what was not measured to the end; memory is taken to go with size."""
@@ -412,9 +420,10 @@ class _Search:
             self._trials[index] = replace(trial, outcome=again)
 
 
-def _verdict(text: str | None) -> Verdict:
-    """The verdict of an entry that is not tried again."""
-    return "failed" if text == "failed" else "not applicable"
+def _changes_nothing(trial: Trial) -> bool:
+    """Whether the recipe finds nothing to act on."""
+    twin = isinstance(trial.outcome, Ended) and trial.outcome.twin
+    return trial.verdict == "not applicable" and not twin
 
 
 def _scaled(found: Sequence[Limit]) -> dict[Limited, float]:

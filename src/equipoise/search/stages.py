@@ -10,7 +10,7 @@ from typing import Final
 
 from equipoise.content import content_sha256
 from equipoise.data.metrics import get_metric
-from equipoise.errors import RecipeError, ResourceError
+from equipoise.errors import ResourceError
 from equipoise.measure.evaluate import read_statistics
 from equipoise.pipeline import Measuring, Pipeline
 from equipoise.recipe import Recipe
@@ -62,12 +62,12 @@ class StageLab:
         made = pipeline.make(recipe)
         built = pipeline.build(made.model, label=recipe.name, threads=recipe.threads)
         self._engines[recipe.name] = built.files / built.record.file
-        self._require_new(recipe)
         return Built(
             size_bytes=built.record.size_bytes,
             build_s=built.record.build_s,
             kernels=built.record.kernels,
             notes=(*made.notes, *built.record.notes),
+            twin=self._twin(recipe),
         )
 
     def time(self, recipe: Recipe, *, quick: bool = False, take: int = 0) -> Timed:
@@ -122,12 +122,11 @@ class StageLab:
         with self._pruning:  # of several trials on one pruned model the first one trains it
             return self._pipeline_of(recipe)
 
-    def _require_new(self, recipe: Recipe) -> None:
-        """Refuse what another recipe has made already: measuring it again would tell nothing."""
+    def _twin(self, recipe: Recipe) -> str:
+        """The recipe that has made the same engine before, to be run the same way."""
         key = (content_sha256(self._engines[recipe.name]), recipe.threads, recipe.target)
         first = self._first.setdefault(key, recipe.name)
-        if first != recipe.name:
-            raise RecipeError(f"it makes the same engine as {first}")
+        return "" if first == recipe.name else first
 
     def _take(self, take: int) -> int:
         return _TAKES * self._series + take

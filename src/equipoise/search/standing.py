@@ -9,6 +9,7 @@ from equipoise.search.goal import Goal
 from equipoise.search.lab import Task
 from equipoise.search.race import Finished
 from equipoise.search.result import Measurement
+from equipoise.search.space import BASELINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,20 @@ class Standing:
             self._known = self._judged()
         return self._known
 
+    def _in_order(self) -> list[_Drawn]:
+        """The cheapest first, which are chosen if they pass.
+
+        The float engine, which the others are compared with and which needs no proof, is the last.
+        """
+        baseline = self._drawn.get(BASELINE)
+        if baseline is None:
+            return list(self._drawn.values())
+        others = [one for one in self._drawn.values() if one is not baseline]
+        others.sort(key=lambda one: _cost(one, baseline=baseline.finished, goal=self._goal))
+        return [*others, baseline]
+
     def _judged(self) -> dict[str, Measurement]:
-        drawn, goal = list(self._drawn.values()), self._goal
+        drawn, goal = self._in_order(), self._goal
         least = None if goal.min_metric is None else -goal.min_metric
         drops = bounded(
             [one.drop for one in drawn], confidence=goal.confidence, allowed=goal.max_drop
@@ -66,6 +79,18 @@ class Standing:
             one.finished.recipe.name: _measurement(one, drop=drop, metric_bound=-below.high)
             for one, drop, below in zip(drawn, drops, negated, strict=True)
         }
+
+
+def _cost(one: _Drawn, *, baseline: Finished, goal: Goal) -> float:
+    """The one number that guides the search, from costs alone."""
+    own = one.finished
+    return goal.log_cost(
+        {
+            "latency": 1 / own.timed.speedup.value,
+            "size": own.built.size_bytes / baseline.built.size_bytes,
+            "memory": own.weighed.peak_memory_bytes / baseline.weighed.peak_memory_bytes,
+        }
+    )
 
 
 def _measurement(one: _Drawn, *, drop: Interval, metric_bound: float) -> Measurement:

@@ -14,11 +14,20 @@ _COLLAPSE: Final = 0.5
 """A candidate that loses half of the metric has collapsed, not drifted."""
 
 
-def limits(goal: Goal, measured: Measurement) -> tuple[Limit, ...]:
-    """All limits of ``goal`` beside what was measured."""
+def limits(goal: Goal, measured: Measurement, *, proven: bool = False) -> tuple[Limit, ...]:
+    """All limits of ``goal`` beside what was measured.
+
+    Args:
+        goal: The limits.
+        measured: What was measured.
+        proven: Whether the engine gives the numbers of the source, as the float engine does: its
+            parity is a proof, and what was counted stands without a bound for what was not seen.
+    """
+    drop = measured.drop.value if proven else measured.drop.high
+    metric = measured.metric.value if proven else measured.metric_bound
     pairs: tuple[tuple[Limited, float | None, float], ...] = (
-        ("drop", goal.max_drop, measured.drop.high),
-        ("metric", goal.min_metric, measured.metric_bound),
+        ("drop", goal.max_drop, drop),
+        ("metric", goal.min_metric, metric),
         ("latency", goal.max_latency_ms, measured.latency_ms.high),
         ("size", goal.max_size_bytes, measured.size_bytes),
         ("memory", goal.max_memory_bytes, measured.peak_memory_bytes),
@@ -30,9 +39,9 @@ def limits(goal: Goal, measured: Measurement) -> tuple[Limit, ...]:
     )
 
 
-def broken(goal: Goal, measured: Measurement) -> tuple[Limit, ...]:
-    """The limits that are not kept."""
-    return tuple(limit for limit in limits(goal, measured) if not limit.kept)
+def broken(goal: Goal, measured: Measurement, *, proven: bool = False) -> tuple[Limit, ...]:
+    """The limits that are not kept; see :func:`limits`."""
+    return tuple(limit for limit in limits(goal, measured, proven=proven) if not limit.kept)
 
 
 def judge(measured: Measurement, *, recipe: Recipe, goal: Goal) -> tuple[Verdict, str]:
