@@ -16,7 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) out/digits/model.safetensors
 	$(BIN)/equipoise tune module:examples.digits.model:build \
 	  --weights out/digits/model.safetensors --data digits --target cpu --metric accuracy \
-	  --max-drop 0.01 --threads 1 --prune 2 --prune-epochs 6 --prune-rate 0.001 -o out/digits
+	  --max-drop 0.01 --threads 1 --prune 2 --prune-epochs 6 --prune-rate 0.001 --trials 14 \
+	  -o out/digits
 
 out/digits/model.safetensors: examples/digits/model.py examples/digits/train.py | $(STAMP)
 	$(BIN)/python -m examples.digits.train --output $@

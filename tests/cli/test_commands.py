@@ -101,7 +101,7 @@ def test_killed_run_leaves_no_output_and_goes_on_where_it_was(workbench, tmp_pat
     command = [
         sys.executable, "-m", "equipoise", "tune", str(workbench.model), "--data",
         str(workbench.data), "--max-drop", "0.02", "--threads", "1", "--rounds", "12", "-q",
-        "--trials", "7", "-o", str(output),
+        "--trials", "3", "-o", str(output),
     ]  # fmt: skip
     environment = {**os.environ, "EQUIPOISE_CACHE_DIR": str(cache)}
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)

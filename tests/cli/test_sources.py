@@ -93,7 +93,7 @@ def tagged(tmp_path_factory: pytest.TempPathFactory, equipoise) -> tuple[Path, P
     done = equipoise(
         "tune", model, "--task", "token-classification", "--data", folder / "data.txt",
         "--metric", "entity-f1", "--max-drop", "0.05", "--threads", "1", "--rounds", "12",
-        "--calibration-samples", "64", "--trials", "7", "-o", folder / "out",
+        "--calibration-samples", "64", "--trials", "6", "-o", folder / "out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "precision" in done.stdout

@@ -24,6 +24,7 @@ from equipoise.search.standing import Standing
 from equipoise.search.trial import Trial, attempt, candidate
 from equipoise.search.verdict import limits
 
+_WORTH_A_RACE_S: Final = 3.0
 _REFINEMENTS_WITHOUT_GAIN: Final = 4
 
 
@@ -352,8 +353,16 @@ class _Search:
         return found[0] if found else None
 
     def _rival(self) -> Measurement | None:
+        """What others have to beat; None where a whole trial costs no more than its heats."""
         best = self._best()
-        return None if best is None else best.measurement
+        if best is None or self._evaluation_s() < _WORTH_A_RACE_S:
+            return None
+        return best.measurement
+
+    def _evaluation_s(self) -> float:
+        """Seconds that the float engine takes for all evaluation samples."""
+        baseline = self._standing.measurements()[BASELINE]
+        return len(self._lab.task.reference) * baseline.latency_ms.value / 1000
 
     def _best_cost(self) -> float | None:
         best = self._best()
