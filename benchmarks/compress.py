@@ -8,8 +8,9 @@
 files of Fashion-MNIST. Beside ``equipoise prune`` stand torch-pruning used by hand at the same
 multiplications (``_by_hand.py``) with the same training, and a stock smaller model: the network at
 half the width, trained from the beginning and then beside the teacher like the others.
-``ner``: a BERT for CoNLL-2003; beside it every other layer left out by hand, with the same training.
-Its vocabulary stays whole: names that no training text has are what the test is about. Then ``equipoise tune`` makes the int8 engine of what was pruned.
+``ner``: a BERT for CoNLL-2003; beside it every other layer left out by hand, with the same
+training. Its vocabulary stays whole: names that no training text has are what the test is about. Then
+``equipoise tune`` makes the int8 engine of what was pruned, from the first recipe of each kind.
 
 All engines, and PyTorch itself, run in turn in one process, one thread, on real samples; the metric
 is on all test samples. Times mean nothing while something else computes.
@@ -44,6 +45,7 @@ from equipoise.pipeline import Pipeline
 from equipoise.pruning import PruneRequest, prune_model
 from equipoise.runtimes.onnxruntime.session import open_session
 from equipoise.search.goal import Goal
+from equipoise.search.search import Budget
 from equipoise.sources.source import Source, parse_source
 from equipoise.sources.torch_model import NamedModule, load_module
 from equipoise.stages import versions_of
@@ -364,6 +366,7 @@ def tune_config(request: PruneRequest, *, task: str) -> TuneConfig:
         output=request.output.parent / "tuned",
         threads=1,
         goal=Goal(max_drop=0.01),
+        budget=Budget(trials=7),
         time_limit_s=7200,
     )
 
