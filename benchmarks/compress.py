@@ -9,8 +9,9 @@ files of Fashion-MNIST. Beside ``equipoise prune`` stand torch-pruning used by h
 multiplications (``_by_hand.py``) with the same training, and a stock smaller model: the network at
 half the width, trained from the beginning and then beside the teacher like the others.
 ``ner``: a BERT for CoNLL-2003; beside it every other layer left out by hand, with the same
-training. Its vocabulary stays whole: names that no training text has are what the test is about. Then
-``equipoise tune`` makes the int8 engine of what was pruned, from the first recipe of each kind.
+training. Its vocabulary stays whole: names that no training text has are what the test is about.
+Then ``equipoise tune`` makes the int8 engine of what was pruned, from the first recipe of each
+kind.
 
 All engines, and PyTorch itself, run in turn in one process, one thread, on real samples; the metric
 is on all test samples. Times mean nothing while something else computes.

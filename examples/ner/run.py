@@ -20,7 +20,7 @@ def command(model: Path, output: Path, *, samples: int | None, threads: int) -> 
     line = [
         "tune", str(model), "--task", "token-classification", "--data", str(fetch(CONLL)),
         "--target", "cpu", "--metric", "entity-f1", "--max-drop", "0.01",
-        "--threads", str(threads), "-o", str(output),
+        "--threads", str(threads), "--trials", "9", "-o", str(output),
     ]  # fmt: skip
     return line if samples is None else [*line, "--samples", str(samples)]
 

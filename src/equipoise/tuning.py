@@ -60,8 +60,8 @@ JOURNALS: Final = "search"
 _VERSIONS: Final = (
     "equipoise", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers"
 )  # fmt: skip
-_TRIALS: Final = 24
-"""Where neither a time nor a number is given: the starts, and as many again."""
+_TRIALS: Final = 16
+"""Where neither a time nor a number is given: the starts, and nearly as many again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class TuneConfig(JobConfig):
     Attributes:
         output: Directory for ``bundle/``, ``report.html`` and ``results.json``.
         goal: Limits, and what to minimise.
-        budget: When to stop; 24 trials where nothing is said.
+        budget: When to stop; 16 trials where nothing is said.
         recipe: Make this recipe alone, and search nothing.
         also: Other targets of this device, such as ``openvino`` beside ``cpu``: their engines are
             candidates too.
