@@ -42,7 +42,7 @@ from equipoise.search.journal import Journal
 from equipoise.search.nodes import facts_of
 from equipoise.search.result import Repeat, TuneResult
 from equipoise.search.search import Budget, Found, SearchSettings, Watcher, search
-from equipoise.search.space import Space, baseline_alone, space_for
+from equipoise.search.space import BASELINE, Space, baseline_alone, space_for
 from equipoise.search.stages import StageLab
 from equipoise.stages import (
     Observer,
@@ -145,12 +145,13 @@ def _runner(config: TuneConfig, observer: Observer | None) -> AbstractContextMan
 
 
 def _tune(config: TuneConfig, *, runner: StageRunner, watcher: Watcher | None) -> TuneResult:
-    for_training = config.for_training or bool(config.prune)
+    pruned = bool(config.prune) or (config.recipe is not None and config.recipe.pruning is not None)
+    for_training = config.for_training or pruned
     machine = detect_device(runner, target=config.target) if config.cluster else None
     pipeline = make_pipeline(
         replace(config, for_training=for_training), runner=runner, machine=machine
     )
-    _require_measurable(pipeline.job, also=config.also)
+    _require_measurable(pipeline.job, also=_others(config))
     fs.check_writable(config.output, needed_bytes=FREE_BYTES)
     check_replaceable(config.output / "bundle")
     run = _Run(pipeline, config, watcher=watcher)
@@ -178,6 +179,12 @@ def _check(config: TuneConfig) -> None:
         raise UsageError(f"--budget is {config.budget.seconds:g} s; it must be more than 0")
 
 
+def _others(config: TuneConfig) -> tuple[str, ...]:
+    """Targets beside the first one: those asked for, and that of a recipe that is named."""
+    named = config.recipe.target if config.recipe else ""
+    return tuple(dict.fromkeys([*config.also, *([named] if named else [])]))
+
+
 def _require_measurable(job: Job, *, also: Sequence[str]) -> None:
     others = [get_target(name, machine=job.machine) for name in also]
     for target in (job.target, *others):
@@ -199,7 +206,7 @@ class _Run:
         self._workplace = Workplace(checkpoints=config.output / CHECKPOINTS)
         self._pipelines: dict[Pruning | None, Pipeline] = {None: pipeline}
         machine = pipeline.job.machine
-        self._targets = {name: get_target(name, machine=machine) for name in config.also}
+        self._targets = {name: get_target(name, machine=machine) for name in _others(config)}
         self._lab = StageLab(pipeline, pipeline_of=self.pipeline_of)
         self._space = self._make_space()
 
@@ -207,17 +214,18 @@ class _Run:
 
     def search(self) -> Found:
         """Search, with a journal."""
+        self._require_kept()
         cache = self._config.cache or default_cache()
         with Journal(cache / JOURNALS / f"{self._question()}.sqlite") as journal:
-            found = search(
+            if self._config.fresh:
+                journal.clear()
+            return search(
                 self._space,
                 self._lab,
                 settings=self._settings(seed=self._config.seed),
                 journal=journal,
                 watcher=self._watcher,
             )
-        self._require_kept(found)
-        return found
 
     def _make_space(self) -> Space:
         config, job = self._config, self._pipeline.job
@@ -227,7 +235,7 @@ class _Run:
         return space_for(
             saturates=job.target.int8.saturates,
             prunings=[
-                Pruning(speedup=s, max_drop=config.goal.max_drop or 1.0, recovery=config.recovery)
+                Pruning(speedup=s, max_drop=_or_any(config.goal.max_drop), recovery=config.recovery)
                 for s in config.prune
             ],
             threads=range(1, most + 1) if config.threads is None else (),
@@ -277,12 +285,12 @@ class _Run:
             raise RecipeError(f"no cut was taken: {found.stopped}")
         return Compression(self._pipeline).beside(found.source)
 
-    def _require_kept(self, found: Found) -> None:
+    def _require_kept(self) -> None:
         """Without a float engine that keeps the metric there is nothing to compare with or ship."""
-        baseline, allowed = found.candidates[0].measurement, self._config.goal.max_drop
-        if baseline is not None and allowed is not None and baseline.drop.value > allowed:
+        allowed, drop = self._config.goal.max_drop, self._lab.baseline_drop()
+        if allowed is not None and drop > allowed:
             raise AccuracyError(
-                f"the float engine loses {baseline.drop.value:.4f} of {self._pipeline.job.metric};"
+                f"the float engine loses {drop:.4f} of {self._pipeline.job.metric};"
                 f" allowed {allowed:g}",
                 hint="The export agrees on calibration samples, but not on the evaluation data.",
             )
@@ -389,7 +397,13 @@ def _search_steps(found: Found, config: TuneConfig) -> tuple[str, ...]:
 def _last_step(found: Found) -> str:
     if found.chosen is None:
         return "Chose nothing: no engine keeps all limits."
-    return f"Chose {found.chosen.recipe.name}, which was measured afresh."
+    compared = found.chosen.recipe.name == BASELINE or found.interrupted is not None
+    return f"Chose {found.chosen.recipe.name}{'' if compared else ', which was measured afresh'}."
+
+
+def _or_any(max_drop: float | None) -> float:
+    """A drop for pruning, where any is allowed when there is no limit."""
+    return 1.0 if max_drop is None else max_drop
 
 
 def _repeat(found: Found) -> Repeat:

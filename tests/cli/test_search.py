@@ -166,3 +166,14 @@ def test_workers_try_several_at_once(tune, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     names = [c["recipe"]["name"] for c in results(tmp_path / "out")["candidates"]]
     assert len(set(names)) == len(names) == 6
+
+
+def test_a_least_metric_takes_the_place_of_the_usual_drop(equipoise, workbench, tmp_path) -> None:
+    """No drop is limited then but by --max-drop."""
+    done = equipoise(
+        "tune", workbench.model, "--data", workbench.data, "--metric", "accuracy", "--threads", "1",
+        "--rounds", "12", "--trials", "1", "--min-metric", "0.5", "-q", "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    goal = results(tmp_path / "out")["goal"]
+    assert (goal["max_drop"], goal["min_metric"]) == (None, 0.5)

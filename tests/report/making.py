@@ -218,7 +218,7 @@ INFEASIBLE = replace(
             limit=Limit(quantity="latency", allowed=2.0, found=4.31),
             candidate="int8-static",
             cost="latency",
-            now=1.0,
+            now=None,
             then=0.52,
         ),
     ),

@@ -33,6 +33,14 @@ def test_trials_come_back_as_they_were(tmp_path: Path) -> None:
     assert (second.verdict, second.seconds) == (None, None)
 
 
+def test_cleared(tmp_path: Path) -> None:
+    """What is asked for afresh is not answered from before."""
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.begin(RECIPE, origin="start", began_s=0.0)
+        journal.clear()
+        assert journal.entries() == ()
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "j.sqlite"
     with Journal(path), pytest.raises(LockError, match=r"j\.sqlite"):

@@ -115,6 +115,15 @@ def test_what_is_slower_and_no_smaller_is_dropped_after_few_rounds() -> None:
     assert all(lab.calls["score", c.recipe.name] == 0 for c in over)
 
 
+def test_what_was_seen_on_few_samples_is_told() -> None:
+    """The metric of the first samples stays with a candidate that was refused for it."""
+    lab = TableLab(lambda r: Line(speedup=5.0, lost=200) if r.quantization else Line())
+    found = run(lab, budget=Budget(trials=4))
+    refused = next(c for c in found.candidates if c.verdict == "refused")
+    scored = lab.score(refused.recipe, samples=200).statistics.sum(0)
+    assert refused.sketch.metric == pytest.approx(scored[0] / scored[1])
+
+
 def test_float_is_left_where_too_few_samples_can_prove_anything() -> None:
     """The float engine is proved equal to the source by its parity, not by the metric."""
     found = run(goal=Goal(max_drop=0.001), budget=Budget(trials=8))
@@ -142,6 +151,7 @@ def test_limits_of_size_latency_and_memory() -> None:
     goal = Goal(max_drop=0.015, max_latency_ms=1.0)
     none = run(goal=goal, budget=Budget(trials=12))
     assert none.chosen is None
+    assert all(price.now is None for price in prices(none.candidates, None, goal=goal))
     near = nearest(none.candidates, goal=goal)
     assert [limit.quantity for limit in broken(goal, near.measurement)] == ["latency"]
     goal = Goal(max_drop=0.015, max_memory_bytes=10)

@@ -76,24 +76,29 @@ def _bars(bars: Progress) -> Observer:
 
     class Bars(Observer):
         def __init__(self) -> None:
-            self._tasks: dict[str, TaskID] = {}
+            # Trials at once may run stages of one label at once.
+            self._tasks: list[tuple[str, TaskID]] = []
+
+        def _ended(self, label: str) -> TaskID:
+            index = next(i for i, (known, _) in enumerate(self._tasks) if known == label)
+            return self._tasks.pop(index)[1]
 
         def started(self, label: str) -> None:
-            self._tasks[label] = bars.add_task(label, total=None)
+            self._tasks.append((label, bars.add_task(label, total=None)))
 
         def advanced(self, done: int, total: int) -> None:
-            for task in list(self._tasks.values())[-1:]:
+            for _, task in self._tasks[-1:]:
                 bars.update(task, completed=done, total=total)
 
         def ended(self, label: str, *, cached: bool) -> None:
-            task = self._tasks.pop(label)
+            task = self._ended(label)
             if cached or _OF_CANDIDATE in label:
                 bars.remove_task(task)
             else:
                 bars.update(task, description=label, completed=1, total=1)
 
         def failed(self, label: str) -> None:
-            task = self._tasks.pop(label)
+            task = self._ended(label)
             bars.update(task, description=f"[red]{label}: not possible[/red]")
             bars.stop_task(task)
 

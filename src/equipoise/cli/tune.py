@@ -60,8 +60,11 @@ def command(
         str, typer.Option(help="Such as accuracy or entity-f1; found from the task if not given.")
     ] = "",
     max_drop: Annotated[
-        float, typer.Option(help="Largest allowed drop of the metric; 0.01 is one point.")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            help="Largest allowed drop of the metric; 0.01, one point, without --min-metric."
+        ),
+    ] = None,
     min_metric: Annotated[float | None, typer.Option(help="Least metric.")] = None,
     max_latency: Annotated[str, typer.Option(help="Most time per inference, such as 5ms.")] = "",
     max_size: Annotated[str, typer.Option(help="Most bytes on disk, such as 8MB.")] = "",
@@ -198,7 +201,7 @@ def command(
 
 def _goal(
     *,
-    max_drop: float,
+    max_drop: float | None,
     min_metric: float | None,
     max_latency: str,
     max_size: str,
@@ -207,8 +210,9 @@ def _goal(
 ) -> Goal:
     from equipoise.search.goal import Goal
 
+    unsaid = max_drop is None and min_metric is None
     return Goal(
-        max_drop=max_drop,
+        max_drop=Goal().max_drop if unsaid else max_drop,
         min_metric=min_metric,
         max_latency_ms=1000 * options.seconds(max_latency) if max_latency else None,
         max_size_bytes=options.size_bytes(max_size) if max_size else None,

@@ -107,7 +107,7 @@ def minimised(goal: Goal) -> str:
 def price_words(price: Price, result: TuneResult) -> str:
     """What relaxing a limit would buy, as one sentence."""
     name, relaxed = plain(price.candidate), _relaxed(price.limit, metric=result.metric)
-    if not result.chosen:
+    if price.now is None:
         at = f"{price.then:.2f} of the {price.cost} of float"
         return f"{relaxed}, {name} would keep all limits, at {at}."
     step = f"from {price.now:.2f} to {price.then:.2f} of float"

@@ -174,7 +174,7 @@ def prices(
     """
     baseline = next(measured(c) for c in candidates if c.measurement is not None)
     first = goal.minimise[0]
-    now = math.inf if chosen is None else relative(chosen, baseline=baseline)[first]
+    now = None if chosen is None else relative(chosen, baseline=baseline)[first]
     found: dict[str, Price] = {}
     for candidate in candidates:
         over = broken_by(candidate, goal=goal) if candidate.measurement is not None else ()
@@ -182,12 +182,13 @@ def prices(
             continue
         then = relative(candidate, baseline=baseline)[first]
         known = found.get(over[0].quantity)
-        if then < now and (known is None or _excess(over[0]) < _excess(known.limit)):
+        gains = now is None or then < now
+        if gains and (known is None or _excess(over[0]) < _excess(known.limit)):
             found[over[0].quantity] = Price(
                 limit=over[0],
                 candidate=candidate.recipe.name,
                 cost=first,
-                now=min(now, 1e9),
+                now=now,
                 then=then,
             )
     return tuple(found.values())

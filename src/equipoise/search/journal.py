@@ -99,6 +99,10 @@ class Journal:
         )
         return tuple(self._entry(row) for row in self._run(query))
 
+    def clear(self) -> None:
+        """Forget all trials."""
+        self._run("DELETE FROM trials")
+
     def begin(self, recipe: Recipe, *, origin: str, began_s: float) -> int:
         """Write down that a trial begins, so many seconds into the search; gives its number."""
         rows = self._run(

@@ -86,11 +86,6 @@ class Proposer:
         self._coordinates = Coordinates(space)
 
     @property
-    def left(self) -> int:
-        """Points that may still be proposed or have been."""
-        return len(self._points)
-
-    @property
     def starts(self) -> tuple[Proposal, ...]:
         """A few recipes of each kind, the cheapest first: training comes last."""
         return self._starts

@@ -5,7 +5,7 @@ build ──size──▶ few rounds ──latency──▶ few samples ──me
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from equipoise.measure.interval import Interval, paired_drop
@@ -138,7 +138,10 @@ class _Heats:
         count = int(len(task.reference) * _FEW_SHARE)
         if allowed is None or count < _LEAST_FEW:
             return None
-        drop = _drop(self._lab.score(self._recipe, samples=count), task, count=count)
+        scored = self._lab.score(self._recipe, samples=count)
+        drop = _drop(scored, task, count=count)
+        metric = float(task.value(scored.statistics.sum(0)))
+        self._sketch = replace(self._sketch, metric=metric)
         lost = drop.low > allowed
         over = Limit(quantity="drop", allowed=allowed, found=drop.high)
         words = f"drops by {drop.value:.4f} on the first {count} samples"

@@ -108,14 +108,14 @@ class Price:
         limit: The limit, and what the candidate has that would become the best.
         candidate: Its name.
         cost: The cost that falls.
-        now: Its value for what was chosen, over that of the float engine.
+        now: Its value for what was chosen, over that of the float engine; None if nothing was.
         then: The same for the candidate.
     """
 
     limit: Limit
     candidate: str
     cost: Quantity
-    now: float
+    now: float | None
     then: float
 
 

@@ -60,9 +60,6 @@ class Record(Protocol):
 class Watcher:
     """Hears how a search goes. This one does nothing."""
 
-    def trying(self, recipe: Recipe, *, number: int, origin: str) -> None:
-        """A trial begins."""
-
     def tried(self, candidate: Candidate, *, best: Candidate | None, left_s: float | None) -> None:
         """A trial has ended; the best so far, and the time that is left of the budget."""
 
@@ -280,7 +277,6 @@ class _Search:
 
     def _run(self, proposal: Proposal, rival: Measurement | None) -> Trial:
         recipe = proposal.recipe
-        self._watcher.trying(recipe, number=len(self._trials) + 1, origin=proposal.origin)
         earlier = self._earlier.get(recipe.name)
         if earlier is None or earlier.seconds is None:
             return self._new(proposal, rival)

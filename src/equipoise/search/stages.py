@@ -51,6 +51,12 @@ class StageLab:
         self._engines: dict[str, Path] = {}
         self._first: dict[tuple[str, int | None, str], str] = {}
 
+    def baseline_drop(self) -> float:
+        """How much of the metric the float engine loses against the source."""
+        found = self._pipeline.evaluate(self._baseline, label=BASELINE)
+        reference, value = self._task.reference, self._task.value
+        return float(value(reference.sum(0)) - value(read_statistics(found.files).sum(0)))
+
     @property
     def task(self) -> Task:
         """See Lab."""
@@ -119,6 +125,8 @@ class StageLab:
     def _stages(self, recipe: Recipe) -> Pipeline:
         if self._stopped.is_set():
             raise ResourceError("the search was stopped")
+        if recipe.pruning is None:
+            return self._pipeline_of(recipe)
         with self._pruning:  # of several trials on one pruned model the first one trains it
             return self._pipeline_of(recipe)
 
