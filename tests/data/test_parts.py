@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,22 @@ def test_the_stage_writes_every_part(tmp_path: Path) -> None:
     for name in ("training", "validation"):
         assert len(Rows(tmp_path / name)) == len(Rows(tmp_path / f"{name}_labels"))
     assert len(Rows(tmp_path / "evaluation")) == record.evaluation_samples
+
+
+def test_a_training_part_is_taken_where_there_is_one(tmp_path: Path) -> None:
+    """And where there is none, nothing is taken away from what judges."""
+    own = prepare_data(DataConfig(data="digits", for_training=None), output=tmp_path / "own")
+    without = prepare_data(DataConfig(data="digits"), output=tmp_path / "without")
+    assert own.training_samples > 0
+    assert own.evaluation_samples == without.evaluation_samples
+    np.savez(tmp_path / "x.npz", x=np.ones((40, 2), np.float32), label=np.arange(40) % 2)
+    one = DataConfig(data=str(tmp_path / "x.npz"), for_training=None)
+    none, plain = (
+        prepare_data(replace(one, for_training=f), output=tmp_path / str(f)) for f in (None, False)
+    )
+    assert none == plain
+    named = prepare_data(replace(one, train=one.data), output=tmp_path / "named")
+    assert (named.training_samples, named.evaluation_samples) == (36, 40)
 
 
 def test_unlabelled_data_has_no_labels_to_train_on(tmp_path: Path) -> None:

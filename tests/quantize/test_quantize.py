@@ -231,6 +231,21 @@ def test_dynamic_int8_runs_on_convolutions_and_on_text(block, pictures, tmp_path
     assert compare(block.model, stored, block.feeds) > 15
 
 
+@pytest.mark.parametrize("quantization", [DynamicInt8, StaticInt8])
+def test_tables_in_blocks_of_four_bits(quantization, block, pictures, tmp_path, scheme) -> None:
+    """The products are the same; the table takes about an eighth, and is told; without one: no."""
+    usual, _ = made(tmp_path / "usual", block, quantization(), target=scheme)
+    stored, record = made(tmp_path, block, quantization(tables="blocks"), target=scheme)
+    table = [t for t in onnx.load(stored).graph.initializer if t.name.startswith("table")]
+    assert 0 < sum(len(t.raw_data) for t in table) < 0.2 * 4 * VOCABULARY * WIDTH
+    assert record.quantized["GatherBlockQuantized"] == 1
+    assert compare(block.model, stored, block.feeds) > 12
+    assert compare(usual, stored, block.feeds) > 12
+    assert any("1 tables stored in blocks" in note for note in record.notes)
+    with pytest.raises(RecipeError, match="no table that can be stored in blocks"):
+        made(tmp_path, pictures, quantization(tables="blocks"), target=scheme)
+
+
 @pytest.mark.parametrize("bits", [8, 7])
 def test_static_int8_of_a_cnn_holds(bits, pictures, tmp_path: Path, scheme) -> None:
     """Per channel, in eight and in seven bits, and every weight in int8."""

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from equipoise.compress.cutting import Pruning
 from equipoise.errors import IncompatibleError, RecipeError
 from equipoise.search.recipe_file import RecipeFile, read_recipe_file, write_recipe_file
-from equipoise.search.space import space_for
+from equipoise.search.space import SpaceSettings, space_for
 
 OPTIONS = ("source", "max-drop", "float-fallback", "samples")
-SPACE = space_for(saturates=True, prunings=[Pruning(speedup=2.0)], threads=(1, 2))
+SPACE = space_for(SpaceSettings(saturates=True, prunings=(Pruning(speedup=2.0),), threads=(1, 2)))
 POINTS = list(SPACE.points())
 
 words = st.fixed_dictionaries(

@@ -15,10 +15,10 @@ from equipoise.search.choose import nearest, prices, speedup
 from equipoise.search.goal import Goal
 from equipoise.search.journal import Journal
 from equipoise.search.search import Budget, Found, SearchSettings, Watcher, search
-from equipoise.search.space import BASELINE, space_for
+from equipoise.search.space import BASELINE, SpaceSettings, space_for
 from equipoise.search.verdict import broken
 
-SPACE = space_for(saturates=False, threads=(1, 2))
+SPACE = space_for(SpaceSettings(saturates=False, threads=(1, 2)))
 
 
 LEFT_OPEN = {0: 5.3, 1: 7.4, 2: 9.3, 3: 11.0, 4: 12.6}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,10 +11,12 @@ from hypothesis import strategies as st
 from equipoise import record
 from equipoise.compress.cutting import Pruning
 from equipoise.quantize.schemes import DynamicInt8, StaticInt8
+from equipoise.quantize.weight_only import WeightOnly
 from equipoise.recipe import Recipe
-from equipoise.search.space import BASELINE, Space, baseline_alone, space_for
+from equipoise.search.propose import Proposer
+from equipoise.search.space import BASELINE, Space, SpaceSettings, baseline_alone, space_for
 
-SPACE = space_for(saturates=True, prunings=[Pruning(speedup=2.0)], threads=(1, 2))
+SPACE = space_for(SpaceSettings(saturates=True, prunings=(Pruning(speedup=2.0),), threads=(1, 2)))
 
 
 def test_every_point_is_another_recipe_with_another_name() -> None:
@@ -45,10 +49,34 @@ def test_names_say_what_is_not_usual() -> None:
     assert name(precision="int8-static", kept="30dB", threads="1t") == "int8-static-30dB-1t"
 
 
+def test_tables_in_blocks_are_an_axis_of_what_has_them() -> None:
+    """Beside three precisions, on the first target alone, whose runtime is known to gather them."""
+    space = space_for(SpaceSettings(saturates=False, tables=True, targets=("openvino",)))
+    recipes = [space.recipe(point) for point in space.points()]
+    blocked = [r for r in recipes if getattr(r.quantization, "tables", "") == "blocks"]
+    assert {r.target for r in blocked} == {""}
+    assert {type(r.quantization) for r in blocked} == {DynamicInt8, StaticInt8, WeightOnly}
+    assert "int8-dynamic-4bit-tables" in {r.name for r in blocked}
+    starts = [p.recipe.name for p in Proposer(space).starts]
+    assert starts.count("int8-dynamic-4bit-tables") == 1
+
+
+def test_of_prunings_that_nobody_asked_for_the_first_alone_is_a_start() -> None:
+    prunings = tuple(Pruning(speedup=speedup) for speedup in (1.6, 2.5))
+    for first, wanted in ((False, {"pruned-1.6x", "pruned-2.5x"}), (True, {"pruned-1.6x"})):
+        settings = SpaceSettings(saturates=False, prunings=prunings, first_pruning=first)
+        space = space_for(settings)
+        assert {p.recipe.name for p in Proposer(space).starts if p.recipe.pruning} >= wanted
+        started = {p.recipe.pruning for p in Proposer(space).starts if p.recipe.pruning}
+        assert len(started) == len(wanted)
+        assert len({r.pruning for r in map(space.recipe, space.points())}) == 3
+        assert space.axes[0].positions() == [0.0, math.log(1.6), math.log(2.5)]
+
+
 def test_recipes_follow_the_cpu() -> None:
     """A CPU that saturates gets seven bits in dynamic schemes; static ones choose by layer."""
     for saturates in (False, True):
-        space = space_for(saturates=saturates)
+        space = space_for(SpaceSettings(saturates=saturates))
         recipes = [space.recipe(point) for point in space.points()]
         dynamic = [r.quantization for r in recipes if isinstance(r.quantization, DynamicInt8)]
         static = [r.quantization for r in recipes if isinstance(r.quantization, StaticInt8)]

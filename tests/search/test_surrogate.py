@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from equipoise.search.propose import Proposer, Seen, scaled_excess
-from equipoise.search.space import BASELINE, space_for
+from equipoise.search.space import BASELINE, SpaceSettings, space_for
 from equipoise.search.surrogate import (
     Coordinates,
     Prediction,
@@ -15,7 +15,7 @@ from equipoise.search.surrogate import (
     probability_below,
 )
 
-SPACE = space_for(saturates=False, threads=(1, 2))
+SPACE = space_for(SpaceSettings(saturates=False, threads=(1, 2)))
 POINTS = list(SPACE.points())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,14 @@ class Rounding(StrEnum):
     NEAREST = "nearest"
     GPTQ = "gptq"
     HQQ = "hqq"
+
+
+class Tables(StrEnum):
+    """Ways to store embeddings."""
+
+    INT8 = "int8"
+    BLOCKS = "blocks"
+    FLOAT = "float"
 
 
 _BLOCKS = "Weight-only blocks"
@@ -144,6 +153,10 @@ def command(
         Rounding | None,
         typer.Option(help="nearest or gptq; for blocks also hqq. By default what pays."),
     ] = None,
+    tables: Annotated[
+        Tables | None,
+        typer.Option(help="Embeddings as rows of int8, in blocks of 4 bits, or in float."),
+    ] = None,
     bits: Annotated[int, typer.Option(help="4 or 8.", rich_help_panel=_BLOCKS)] = 4,
     block_size: Annotated[
         int,
@@ -188,6 +201,8 @@ def command(
     else:
         blocks = partial(_blocks, rounding, bits=bits, block_size=block_size, qdq=qdq)
         quantization = _other(scheme, target=target, blocks=blocks)
+    if tables is not None:
+        quantization = _with_tables(quantization, tables, target=target)
     request = QuantizeRequest(
         model=model,
         output=output,
@@ -272,6 +287,24 @@ def _other(scheme: Scheme, *, target: str, blocks: Callable[[], WeightOnly]) -> 
     if scheme is Scheme.WEIGHTS:
         return WeightOnlyInt8()
     return Halves(dtype="float16" if scheme is Scheme.FLOAT16 else "bfloat16")
+
+
+def _with_tables(quantization: Quantization, tables: Tables, *, target: str) -> Quantization:
+    from equipoise.errors import UsageError
+    from equipoise.quantize.schemes import DynamicInt8, StaticInt8
+    from equipoise.quantize.weight_only import WeightOnly
+    from equipoise.targets.machine import detect_machine
+    from equipoise.targets.profiles import get_target
+
+    if not isinstance(quantization, DynamicInt8 | StaticInt8 | WeightOnly):
+        raise UsageError("--tables is for --scheme static, dynamic and blocks")
+    found = get_target(target, machine=detect_machine())
+    if tables is Tables.BLOCKS and not found.gathers_blocks:
+        raise UsageError(
+            f"the runtime of target {target!r}, {found.runtime}, gathers from no blocks",
+            hint="--tables int8 or float is possible.",
+        )
+    return replace(quantization, tables=tables.value)
 
 
 def _blocks(rounding: Rounding | None, *, bits: int, block_size: int, qdq: bool) -> WeightOnly:

@@ -116,8 +116,12 @@ def command(
         ),
     ] = False,
     prune: Annotated[
-        str, typer.Option(help="Speed-ups to prune to, such as 2 or 2,4: more candidates.")
-    ] = "",
+        str,
+        typer.Option(
+            help="Speed-ups to prune to, such as 2 or 2,4: more candidates; none; or auto: what"
+            " --budget allows, if the data has a training part."
+        ),
+    ] = "auto",
     prune_epochs: Annotated[float, typer.Option(help="Epochs that train a pruned model.")] = 3.0,
     prune_rate: Annotated[float, typer.Option(help="Learning rate of that.")] = 1e-4,
     train: Annotated[
@@ -185,7 +189,7 @@ def command(
         fresh=fresh,
         float_fallback=float_fallback,
         train=train,
-        prune=options.factors(prune, option="--prune"),
+        prune=_prunings(prune),
         recovery=replace(Pruning().recovery, epochs=prune_epochs, learning_rate=prune_rate),
     )
     config = replace(config, goal=replace(config.goal, minimise=costs, weights=powers))
@@ -219,6 +223,13 @@ def _goal(
         max_memory_bytes=options.size_bytes(max_memory) if max_memory else None,
         confidence=confidence,
     )
+
+
+def _prunings(text: str) -> tuple[float, ...] | None:
+    """Speed-ups that are named; None to decide by the budget."""
+    if text == "auto":
+        return None
+    return options.factors("" if text == "none" else text, option="--prune")
 
 
 def _budget(budget: str, trials: int | None) -> Budget:

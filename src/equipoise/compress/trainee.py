@@ -20,7 +20,9 @@ from equipoise.errors import DataError, SourceError, UsageError
 from equipoise.sources.torch_model import NamedModule, load_module
 from equipoise.spec import Array
 
-_TRAINABLE: Final = ("transformers", "factory", "timm", "derived")
+TRAINABLE: Final = ("transformers", "factory", "timm", "derived")
+"""Kinds of sources that can be trained and written again."""
+
 COMPARING: Final = "cosine"
 """The metric that compares with a teacher."""
 
@@ -41,7 +43,7 @@ def check_sources(config: TrainConfig) -> None:
         SourceError: A student that could not be written again, or a teacher without PyTorch.
     """
     student, teacher = config.student, config.teacher
-    if student.kind not in _TRAINABLE:
+    if student.kind not in TRAINABLE:
         raise SourceError(
             f"{student.name}: a source of kind {student.kind!r} cannot be trained: its computation"
             " is fixed",

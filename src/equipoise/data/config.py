@@ -29,7 +29,8 @@ class DataConfig:
         preprocessing: What pictures go through.
         input_name: Input that pictures go to.
         seed: Of the split.
-        for_training: Prepare training and validation samples too.
+        for_training: Prepare training and validation samples too; None where the data has a
+            training part of its own alone, so that no sample is taken from what judges.
         train: Training data in the same words; None takes the training part that ``data`` has, or
             cuts ``data`` into parts.
         train_files: The file or directory inside ``train``.
@@ -54,7 +55,7 @@ class DataConfig:
     preprocessing: ImagePreprocessing | None = None
     input_name: str = ""
     seed: int = 0
-    for_training: bool = False
+    for_training: bool | None = False
     train: str | None = None
     train_files: Path | None = None
     validation: str | None = None

@@ -55,7 +55,9 @@ def prepare_data(config: DataConfig, *, output: Path) -> DataRecord:
             does not fit its evaluation part.
     """
     found = read(config.data, config=config)
-    parts = training_parts(found, config) if config.for_training else None
+    own = bool(found.training) or config.train is not None
+    wanted = own if config.for_training is None else config.for_training
+    parts = training_parts(found, config) if wanted else None
     calibration, evaluation = _calibration(found, config, parts=parts)
     calibration = _without_extras(_drawn(calibration, config), config)
     evaluation = _without_extras(evaluation[: config.samples], config)

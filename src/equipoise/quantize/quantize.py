@@ -21,7 +21,7 @@ from equipoise.quantize.static import Calibrated, Prepared, prepare_static
 from equipoise.quantize.statistics import read_statistics
 from equipoise.quantize.sweeps import Judge, Score, score_of
 from equipoise.quantize.treatment import Treatment
-from equipoise.quantize.weight_only import WeightOnly, quantize_blocks
+from equipoise.quantize.weight_only import WeightOnly, block_tables, has_tables, quantize_blocks
 from equipoise.quantize.weights import quantize_weights
 from equipoise.runtimes.protocol import SessionSettings
 from equipoise.runtimes.registry import session_opener
@@ -113,6 +113,7 @@ def quantize(config: QuantizeConfig, *, output: Path) -> QuantizeRecord:
     """
     model = _prepared(onnxio.load_model(config.model), config)
     _check_float(model, config.model)
+    _check_tables(model, config.quantization)
     judge = _judge(model, config)
     before = Counter(node.op_type for node in model.graph.node)
     made = _apply(model, config, judge=judge)
@@ -144,6 +145,17 @@ def _check_float(model: Any, path: Path) -> None:
         raise SourceError(
             f"{path} is quantised already: it has {', '.join(found)}",
             hint="Give the float model that it was made from.",
+        )
+
+
+def _check_tables(model: Any, quantization: Quantization) -> None:
+    """Raises RecipeError where tables are to be stored in blocks and there are none."""
+    if not isinstance(quantization, DynamicInt8 | StaticInt8 | WeightOnly):
+        return
+    if quantization.tables == "blocks" and not has_tables(model):
+        raise RecipeError(
+            "the model has no table that can be stored in blocks",
+            hint="A table is a constant float matrix whose rows a Gather picks.",
         )
 
 
@@ -197,7 +209,7 @@ def _db(score: Score) -> str:
 
 def _apply(model: Any, config: QuantizeConfig, *, judge: Judge) -> _Made:
     if isinstance(config.quantization, DynamicInt8):
-        return _Made(model=quantize_dynamic(model, scheme=config.quantization))
+        return _dynamic(model, scheme=config.quantization)
     if isinstance(config.quantization, StaticInt8):
         return _static(model, config, settings=config.quantization, judge=judge)
     if isinstance(config.quantization, WeightOnly):
@@ -207,6 +219,17 @@ def _apply(model: Any, config: QuantizeConfig, *, judge: Judge) -> _Made:
     count = quantize_weights(model)
     note = f"{count} weight tensors stored as int8 and computed in float"
     return _Made(model=model, notes=(note,))
+
+
+def _dynamic(model: Any, *, scheme: DynamicInt8) -> _Made:
+    made = quantize_dynamic(model, scheme=scheme)
+    return _Made(model=made, notes=_blocked_tables(made) if scheme.tables == "blocks" else ())
+
+
+def _blocked_tables(model: Any) -> tuple[str, ...]:
+    """Store the tables of ``model`` in blocks of 4 bits, and say so."""
+    told = block_tables(model, WeightOnly())
+    return (f"{len(told)} tables stored in blocks of 4-bit integers",)
 
 
 def _blocks(model: Any, config: QuantizeConfig, *, scheme: WeightOnly) -> _Made:
@@ -273,12 +296,15 @@ def _static(model: Any, config: QuantizeConfig, *, settings: StaticInt8, judge: 
             f"nothing can run in integers and keep {settings.min_sqnr_db:g} dB of the outputs",
             hint="Ask for less with --min-sqnr, or take --scheme blocks --bits 8.",
         )
-    if settings.tables and config.scheme.tables:
+    notes = _static_notes(prepared, spared)
+    if settings.tables == "blocks":
+        notes += _blocked_tables(spared.model)
+    elif settings.tables == "int8" and config.scheme.tables:
         # A table is only ever looked up: int8 rows cost nothing and are a quarter of the size.
         quantize_weights(spared.model, operators=frozenset({"Gather"}))
     return _Made(
         model=spared.model,
-        notes=_static_notes(prepared, spared),
+        notes=notes,
         float_nodes=(*spared.nodes, *prepared.kept),
         treatments=prepared.treatments,
     )
@@ -323,6 +349,8 @@ def _kept_notes(nodes: Sequence[FloatNode]) -> tuple[str, ...]:
 def quantize_dynamic(model: Any, *, scheme: DynamicInt8) -> Any:
     """ONNX Runtime's dynamic quantisation; convolutions take uint8, the only type it can run."""
     quantization = extras.require("onnxruntime.quantization")
+    by_tables = {"Gather"} if scheme.tables != "int8" else set()
+    operators = [operator for operator in scheme.operators if operator not in by_tables]
     has_convolution = "Conv" in scheme.operators and any(
         node.op_type == "Conv" for node in model.graph.node
     )
@@ -331,7 +359,7 @@ def quantize_dynamic(model: Any, *, scheme: DynamicInt8) -> Any:
         quantization.quantize_dynamic(
             model,
             folder / MODEL_FILE,
-            op_types_to_quantize=list(scheme.operators),
+            op_types_to_quantize=operators,
             per_channel=not has_convolution,
             reduce_range=scheme.reduce_range,
             weight_type=weight,

@@ -12,6 +12,10 @@ from equipoise.quantize.rounding import RoundingSettings
 from equipoise.quantize.treatment import Remedies
 from equipoise.quantize.weight_only import WeightOnly
 
+Tables = Literal["int8", "blocks", "float"]
+"""How tables that a Gather reads are stored: rows of int8 with one scale each; blocks of 4 bits
+with a scale each, which ONNX Runtime alone gathers from; or as they are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicInt8:
@@ -19,12 +23,14 @@ class DynamicInt8:
 
     Attributes:
         reduce_range: Seven-bit weights, so that the 16-bit sums of AVX2 cannot saturate.
-        operators: ONNX operator types to quantise.
+        operators: ONNX operator types to quantise; those of Gather only where ``tables`` is int8.
+        tables: How embeddings are stored.
     """
 
     kind: Literal["dynamic"] = "dynamic"
     reduce_range: bool = False
     operators: tuple[str, ...] = ("MatMul", "Gemm", "Conv", "Gather", "Attention")
+    tables: Tables = "int8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +50,7 @@ class StaticInt8:
             nodes go back to float until they do, those whose float form costs least time.
         budget_s: Time for finding them.
         float_nodes: Names of nodes that stay in float in any case.
-        tables: Store embeddings as int8 too, one scale per row.
+        tables: How embeddings are stored.
     """
 
     kind: Literal["static"] = "static"
@@ -57,7 +63,7 @@ class StaticInt8:
     min_sqnr_db: float = 20.0
     budget_s: float = 300.0
     float_nodes: tuple[str, ...] = ()
-    tables: bool = True
+    tables: Tables = "int8"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,7 +138,7 @@ def quantize_blocks(
     for layer in layers:
         _rewrite_product(model, layer, chosen[layer.weight], scheme=scheme)
     if scheme.tables == "blocks":
-        record += _block_tables(model, scheme)
+        record += block_tables(model, scheme)
     int8 = frozenset({"Gather"}) if scheme.tables == "int8" else frozenset()
     tables = quantize_weights(model, operators=int8)
     if not record and not tables:
@@ -146,8 +146,8 @@ def quantize_blocks(
             "the model has no product or table whose weights can be stored in blocks",
             hint="Block-wise storage takes MatMul, Gemm and Gather with a constant float matrix.",
         )
-    for weight in record:
-        onnxio.remove_initializer(model, weight.name)
+    for layer in layers:
+        onnxio.remove_initializer(model, layer.weight)
     return model, WeightOnlyRecord(
         weights=tuple(record), int8_tables=tables, kept=kept, passes=passes
     )
@@ -404,8 +404,12 @@ def _standard_tensor(name: str, codes: Array, layer: Layer, grid: BlockGrid) -> 
     )
 
 
-def _block_tables(model: Any, scheme: WeightOnly) -> list[BlockedWeight]:
-    """Replace Gathers from float tables by GatherBlockQuantized."""
+def block_tables(model: Any, scheme: WeightOnly) -> list[BlockedWeight]:
+    """Store the tables of ``model`` in blocks of the grid of ``scheme``, in place.
+
+    A Gather of rows becomes GatherBlockQuantized of ONNX Runtime, which makes floats of the rows
+    that it picks alone.
+    """
     told = []
     for name, gathers in list(_tables(model, scheme.grid)):
         table = read_array(model, name)
@@ -413,9 +417,15 @@ def _block_tables(model: Any, scheme: WeightOnly) -> list[BlockedWeight]:
         packed = _add_packed(model, name, blocks, codes=_packed(blocks.codes, scheme.grid.bits))
         for gather in gathers:
             _replace(model, gather, [_gather_blocks(gather, packed, blocks)])
+        onnxio.remove_initializer(model, name)
         sqnr = _weight_sqnr(table, blocks)
         told.append(BlockedWeight(name=name, operator="Gather", shape=table.shape, sqnr_db=sqnr))
     return told
+
+
+def has_tables(model: Any) -> bool:
+    """Whether :func:`block_tables` with the default grid finds anything in ``model``."""
+    return next(_tables(model, BlockGrid()), None) is not None
 
 
 def _gather_blocks(gather: Any, packed: list[str], blocks: Blocks) -> Any:

@@ -168,7 +168,10 @@ class Proposer:
 
 def _starts(space: Space) -> Iterator[dict[AxisName, str]]:
     """Choices of the first recipes, by what they cost to make."""
-    labels = {axis.name: [choice.label for choice in axis.choices] for axis in space.axes}
+    labels = {
+        axis.name: [choice.label for choice in axis.choices if not choice.later]
+        for axis in space.axes
+    }
     precisions, fused = labels["precision"], "fused" in labels.get("graph", [])
     yield {"precision": BASELINE}
     if fused:
@@ -177,6 +180,8 @@ def _starts(space: Space) -> Iterator[dict[AxisName, str]]:
         yield {"precision": precision}
         if fused and precision in {"int8-dynamic", "int8-static"}:
             yield {"precision": precision, "graph": "fused"}
+    for tables in labels.get("tables", [])[1:]:
+        yield {"precision": "int8-dynamic", "tables": tables}
     for target in labels.get("target", [])[1:]:
         for precision in (BASELINE, "int8-weights", "int8-static"):
             yield {"target": target, "precision": precision}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -14,12 +15,17 @@ from equipoise.quantize.schemes import DynamicInt8, StaticInt8, WeightOnlyInt8
 from equipoise.quantize.weight_only import WeightOnly
 from equipoise.recipe import Recipe
 
-AxisName = Literal["target", "model", "graph", "precision", "ranges", "kept", "rounding", "threads"]
+AxisName = Literal[
+    "target", "model", "graph", "precision", "tables", "ranges", "kept", "rounding", "threads"
+]
 Point = tuple[int, ...]
 """The index of a choice on each axis."""
 
 BASELINE: Final = "float32"
 _STATIC: Final = "int8-static"
+_BLOCKED_TABLES: Final = frozenset({"int8-dynamic", _STATIC, "int4-blocks"})
+"""Precisions whose tables may be in blocks of 4 bits."""
+
 _KEPT_DB: Final = (20.0, 0.0, 10.0, 15.0, 25.0, 30.0, 35.0)
 """Signal to noise that the outputs keep on calibration samples: nodes go back to float for it, by
 what they gain and harm. With 0 nearly everything stays in integers."""
@@ -33,11 +39,15 @@ class Choice:
         label: Its part of a recipe's name; empty for what needs no mention.
         words: The same for people.
         value: What it means to its axis.
+        position: Where it lies on an axis on which near choices act alike.
+        later: Whether it waits for what others have shown, instead of being tried at the start.
     """
 
     label: str
     words: str
     value: Any = None
+    position: float | None = None
+    later: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +57,15 @@ class Axis:
     Attributes:
         name: What.
         choices: The first one is what is done where nothing speaks for another.
-        ordered: Whether near values act alike: then ``value`` is a number.
     """
 
     name: AxisName
     choices: tuple[Choice, ...]
-    ordered: bool = False
+
+    def positions(self) -> list[float] | None:
+        """Of all choices; None where they have no order."""
+        found = [choice.position for choice in self.choices if choice.position is not None]
+        return found if len(found) == len(self.choices) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +85,21 @@ class Space:
 
     def canonical(self, point: Point) -> Point:
         """The point of the same recipe whose idle axes are at their first choice."""
-        static = self.choice(point, "precision").label == _STATIC
-        idle = frozenset[AxisName]() if static else frozenset(_STATIC_FIELDS)
+        idle = set(self._idle(point))
         pairs = zip(point, self.axes, strict=True)
         return tuple(0 if axis.name in idle else index for index, axis in pairs)
+
+    def _idle(self, point: Point) -> Iterator[AxisName]:
+        """Axes that mean nothing beside the other choices."""
+        precision = self.choice(point, "precision").label
+        if precision != _STATIC:
+            yield from _STATIC_FIELDS
+        if precision not in _BLOCKED_TABLES or self._elsewhere(point):
+            yield "tables"
+
+    def _elsewhere(self, point: Point) -> bool:
+        """Whether it is for another target than the first, whose runtime may not know blocks."""
+        return self.axes[0].name == "target" and point[0] > 0
 
     def choice(self, point: Point, name: AxisName) -> Choice:
         """The choice of ``point`` on one axis."""
@@ -125,33 +149,53 @@ def _with(recipe: Recipe, axis: AxisName, value: Any) -> Recipe:
     """``recipe`` with a choice of one axis, in the order of the axes."""
     if axis in _FIELDS:
         return replace(recipe, **{_FIELDS[axis]: value})
+    if axis == "tables":
+        return recipe if value is None else _with_tables(recipe, value)
     if not isinstance(recipe.quantization, StaticInt8):
         return recipe
     changed = replace(recipe.quantization, **{_STATIC_FIELDS[axis]: value})
     return replace(recipe, quantization=changed)
 
 
-def space_for(
-    *,
-    saturates: bool,
-    prunings: Sequence[Pruning] = (),
-    threads: Sequence[int] = (),
-    targets: Sequence[str] = (),
-) -> Space:
-    """The space for a CPU.
+def _with_tables(recipe: Recipe, tables: Any) -> Recipe:
+    assert isinstance(recipe.quantization, (DynamicInt8, StaticInt8, WeightOnly))  # noqa: S101
+    return replace(recipe, quantization=replace(recipe.quantization, tables=tables))
 
-    Args:
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceSettings:
+    """What a space is made of.
+
+    Attributes:
         saturates: Whether the 16-bit sums of the target's int8 kernels can overflow. Where they
             can, dynamic schemes take seven-bit weights; static ones find out which layers need it.
         prunings: Goals to prune to.
+        first_pruning: Try the first of them at the start alone, and leave the others to what it
+            shows.
         threads: Numbers of threads to choose from; what the job has when empty.
         targets: Other targets of the same device.
+        tables: Whether the model has tables that the target gathers from blocks.
     """
-    axes = [_models(prunings), _precisions(saturates=saturates), _GRAPHS, _RANGES, _KEPT, _ROUNDING]
-    if targets:
-        axes.insert(0, _targets(targets))
-    if len(threads) > 1:
-        axes.append(_threads(threads))
+
+    saturates: bool
+    prunings: tuple[Pruning, ...] = ()
+    first_pruning: bool = False
+    threads: tuple[int, ...] = ()
+    targets: tuple[str, ...] = ()
+    tables: bool = False
+
+
+def space_for(settings: SpaceSettings) -> Space:
+    """The space for a CPU."""
+    models = _models(settings.prunings, first_alone=settings.first_pruning)
+    precisions = _precisions(saturates=settings.saturates)
+    axes = [models, precisions, _GRAPHS, _RANGES, _KEPT, _ROUNDING]
+    if settings.tables:
+        axes.insert(2, _TABLES)
+    if settings.targets:
+        axes.insert(0, _targets(settings.targets))
+    if len(settings.threads) > 1:
+        axes.append(_threads(settings.threads))
     return Space(axes=tuple(axes))
 
 
@@ -161,16 +205,18 @@ def baseline_alone(*, saturates: bool) -> Space:
     return Space(axes=(replace(precisions, choices=precisions.choices[:1]),))
 
 
-def _models(prunings: Sequence[Pruning]) -> Axis:
+def _models(prunings: Sequence[Pruning], *, first_alone: bool) -> Axis:
     pruned = (
         Choice(
             label=f"pruned-{pruning.speedup:g}x",
             words=f"pruned to {pruning.speedup:g} times the speed and trained again",
             value=pruning,
+            position=math.log(pruning.speedup),
+            later=first_alone and index > 0,
         )
-        for pruning in prunings
+        for index, pruning in enumerate(prunings)
     )
-    return Axis(name="model", choices=(Choice(label="", words=""), *pruned))
+    return Axis(name="model", choices=(Choice(label="", words="", position=0.0), *pruned))
 
 
 def _targets(names: Sequence[str]) -> Axis:
@@ -178,6 +224,13 @@ def _targets(names: Sequence[str]) -> Axis:
     return Axis(name="target", choices=(Choice(label="", words="", value=""), *others))
 
 
+_TABLES: Final = Axis(
+    name="tables",
+    choices=(
+        Choice(label="", words=""),
+        Choice(label="4bit-tables", words="tables in blocks of 4 bits", value="blocks"),
+    ),
+)
 _GRAPHS: Final = Axis(
     name="graph",
     choices=(
@@ -237,12 +290,12 @@ _RANGES: Final = Axis(
 )
 _KEPT: Final = Axis(
     name="kept",
-    ordered=True,
     choices=tuple(
         Choice(
             label="" if index == 0 else f"{level:g}dB",
             words="" if index == 0 else f"{level:g} dB kept",
             value=level,
+            position=level,
         )
         for index, level in enumerate(_KEPT_DB)
     ),
@@ -264,7 +317,8 @@ def _threads(counts: Sequence[int]) -> Axis:
             label="" if index == 0 else f"{count}t",
             words="" if index == 0 else f"{count} thread{'s' if count > 1 else ''}",
             value=count,
+            position=count,
         )
         for index, count in enumerate(ordered)
     )
-    return Axis(name="threads", ordered=True, choices=choices)
+    return Axis(name="threads", choices=choices)

@@ -57,6 +57,12 @@ class StageLab:
         reference, value = self._task.reference, self._task.value
         return float(value(reference.sum(0)) - value(read_statistics(found.files).sum(0)))
 
+    def baseline_latency_ms(self) -> float:
+        """Median latency of the float engine."""
+        float_engine = Recipe(name=BASELINE, summary="")
+        self.build(float_engine)
+        return self.time(float_engine).latency_ms.value
+
     @property
     def task(self) -> Task:
         """See Lab."""

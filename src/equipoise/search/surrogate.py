@@ -59,10 +59,10 @@ class Coordinates:
 
 
 def _distances(axis: Axis) -> Array:
-    count = len(axis.choices)
-    if not axis.ordered or count < 2:
+    positions, count = axis.positions(), len(axis.choices)
+    if positions is None or count < 2:
         return 1.0 - np.eye(count)
-    values = np.array([float(choice.value) for choice in axis.choices])
+    values = np.array(positions)
     distances: Array = np.abs(values[:, None] - values[None]) / (values.max() - values.min())
     return distances
 

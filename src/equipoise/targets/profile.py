@@ -151,6 +151,11 @@ class Target:
     tensorrt: Literal["10", "11", "rtx", ""] = ""
 
     @property
+    def gathers_blocks(self) -> bool:
+        """Whether its runtime picks rows of tables that are stored in blocks."""
+        return self.runtime == "onnxruntime"
+
+    @property
     def channel_multiple(self) -> int:
         """Channels that its kernels take at once, so that widths in between gain nothing.
 

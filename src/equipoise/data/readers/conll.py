@@ -63,7 +63,7 @@ def _training(
 ) -> dict[str, list[Sample]]:
     """The files of a directory that are for training; only read where they are asked for."""
     wanted = {"training": place / _TRAINING, "validation": place / _VALIDATION}
-    if not config.for_training or not place.is_dir():
+    if config.for_training is False or not place.is_dir():
         return {}
     return {
         part: encode_sentences(list(read_sentences(file)), encoder, labels=labels, where=str(file))
