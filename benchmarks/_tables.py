@@ -113,10 +113,8 @@ def measure_table(settings: SpaceSettings, lab: StageLab, *, labels: tuple[str, 
         entries[recipe.name] = replace(entry, seconds=time.monotonic() - began)
         if scored is not None:
             statistics[recipe.name] = np.asarray(scored)
-        print(
-            f"{number} of {len(recipes)}: {recipe.name} {entry.failure or entry.speedup}",
-            flush=True,
-        )
+        said = entry.failure or entry.twin or entry.speedup
+        print(f"{number} of {len(recipes)}: {recipe.name} {said}", flush=True)
     head = Head(metric=lab.task.name, labels=labels, machine=detect_machine(), space=settings)
     return Table(head=head, entries=entries, statistics=statistics)
 

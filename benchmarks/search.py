@@ -379,15 +379,15 @@ def replay(options: argparse.Namespace) -> None:
         claims=tuple(claims),
     )
     fs.write_json(options.output, record)
-    for one in findings:
+    for finding in findings:
         print(
-            f"{one.table:10} {one.max_drop:<6g} {one.method:10} {100 * one.excess:6.1f} % over"
-            f" {one.best} in {one.trials:.0f} of {one.recipes}"
+            f"{finding.table:10} {finding.max_drop:<6g} {finding.method:10}"
+            f" {100 * finding.excess:6.1f} % over {finding.best} in {finding.trials:.0f} of {finding.recipes}"
         )
-    for one in claims:
+    for found in claims:
         print(
-            f"{one.table:10} {one.max_drop:.4f}: {one.wrong} of {one.runs} wrong,"
-            f" {one.not_float} not float; {one.near} recipes near the limit"
+            f"{found.table:10} {found.max_drop:.4f}: {found.wrong} of {found.runs} wrong,"
+            f" {found.not_float} not float; {found.near} recipes near the limit"
         )
 
 
