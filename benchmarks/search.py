@@ -382,7 +382,8 @@ def replay(options: argparse.Namespace) -> None:
     for finding in findings:
         print(
             f"{finding.table:10} {finding.max_drop:<6g} {finding.method:10}"
-            f" {100 * finding.excess:6.1f} % over {finding.best} in {finding.trials:.0f} of {finding.recipes}"
+            f" {100 * finding.excess:6.1f} % over {finding.best}"
+            f" in {finding.trials:.0f} of {finding.recipes}"
         )
     for found in claims:
         print(
