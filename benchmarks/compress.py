@@ -51,7 +51,8 @@ from equipoise.sources.source import Source, parse_source
 from equipoise.sources.torch_model import NamedModule, load_module
 from equipoise.stages import versions_of
 from equipoise.targets.machine import Machine, detect_machine
-from equipoise.tuning import TuneConfig, tune
+from equipoise.tuning.config import TuneConfig
+from equipoise.tuning.tune import tune
 
 VERSIONS: Final = (
     "equipoise", "torch", "torch-pruning", "transformers", "onnxruntime", "accelerate", "numpy"

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from equipoise.search.result import TuneResult
     from equipoise.spec import TensorSpec
     from equipoise.training import TrainRequest, TrainResult, train_model
-    from equipoise.tuning import TuneConfig, tune
+    from equipoise.tuning.config import TuneConfig
+    from equipoise.tuning.tune import tune
 
 __version__ = "0.1.0"
 
@@ -64,12 +65,12 @@ _MODULES = {
     "TrainRequest": "equipoise.training",
     "TrainResult": "equipoise.training",
     "TrainSettings": "equipoise.compress.settings",
-    "TuneConfig": "equipoise.tuning",
+    "TuneConfig": "equipoise.tuning.config",
     "TuneResult": "equipoise.search.result",
     "load": "equipoise.deploy",
     "prune_model": "equipoise.pruning",
     "train_model": "equipoise.training",
-    "tune": "equipoise.tuning",
+    "tune": "equipoise.tuning.tune",
 }
 
 

@@ -147,7 +147,8 @@ def command(
     """
     from equipoise.compress.cutting import Pruning
     from equipoise.search.goal import parse_minimise
-    from equipoise.tuning import TuneConfig, tune
+    from equipoise.tuning.config import TuneConfig
+    from equipoise.tuning.tune import tune
 
     costs, powers = parse_minimise(minimise)
     config = TuneConfig(
