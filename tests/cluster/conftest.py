@@ -1,4 +1,4 @@
-"""A storage of every kind: a path, fsspec's memory, and a real FTP server."""
+"""A cluster; and a storage of every kind: a path, fsspec's memory, and a real FTP server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.cluster.cluster_nodes import TARGET, Nodes, free_port
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +40,25 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         case "memory":
             return f"memory://{name}"
     return f"{request.getfixturevalue('ftp_url')}/{name}"
+
+
+@pytest.fixture
+def nodes(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Nodes]:
+    """A head and a worker that compute, and a device."""
+    for name in ("RAY_ADDRESS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    from equipoise.cluster.connection import label_of, load_ray
+
+    load_ray()
+    from ray.cluster_utils import Cluster
+
+    found = Nodes(Cluster(), tmp_path_factory.mktemp("nodes"), {}, free_port())
+    try:
+        found.add("head", ray_client_server_port=found.client_port)
+        found.add("worker")
+        found.add("device", resources={label_of(TARGET): 1})
+        yield found
+    finally:
+        found.cluster.shutdown()

@@ -10,18 +10,18 @@ import importlib
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cluster.cluster_nodes import TARGET, Nodes, trained, wait_for
 
 from equipoise import extras, pipeline
 from equipoise.cluster import launch
@@ -44,7 +44,6 @@ pytestmark = [
     pytest.mark.skipif(not extras.installed("ray"), reason="needs the extra cluster"),
 ]
 
-TARGET = "cpu"
 FUNCTIONS = """
 import dataclasses, os, sys, time
 from pathlib import Path
@@ -92,63 +91,6 @@ def work(config: Config, *, output: Path) -> Result:
                   cache=os.environ["EQUIPOISE_CACHE_DIR"])
 """
 HELPER = "def double(number): return 2 * number"
-
-
-@dataclasses.dataclass
-class Nodes:
-    """The cluster; its nodes by name."""
-
-    cluster: Any
-    folder: Path
-    by_name: dict[str, Any]
-    client_port: int
-
-    @property
-    def address(self) -> str:
-        return str(self.cluster.address)
-
-    def add(self, name: str, **options: Any) -> None:
-        cache = self.folder / name
-        cache.mkdir(exist_ok=True)
-        environment = {"EQUIPOISE_CACHE_DIR": str(cache), **options.pop("environment", {})}
-        self.by_name[name] = self.cluster.add_node(
-            num_cpus=1, env_vars=environment, include_dashboard=False, **options
-        )
-
-    def id_of(self, name: str) -> str:
-        return str(self.by_name[name].node_id)
-
-    def kill(self, name: str) -> None:
-        """All its processes at once, as when the power goes."""
-        self.cluster.remove_node(self.by_name.pop(name), allow_graceful=False)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@pytest.fixture
-def nodes(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Nodes]:
-    """A head and a worker that compute, and a device."""
-    for name in ("RAY_ADDRESS", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    from equipoise.cluster.connection import load_ray
-
-    load_ray()
-    from ray.cluster_utils import Cluster
-
-    found = Nodes(Cluster(), tmp_path_factory.mktemp("nodes"), {}, free_port())
-    try:
-        found.add("head", ray_client_server_port=found.client_port)
-        found.add("worker")
-        found.add("device", resources={label_of(TARGET): 1})
-        yield found
-    finally:
-        found.cluster.shutdown()
 
 
 @dataclasses.dataclass
@@ -205,13 +147,6 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
 def found_first(folder: Path) -> str:
     """``PYTHONPATH`` with ``folder`` before what is there."""
     return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-
-
-def wait_for(condition: Callable[[], object], *, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 def alive(pid: int) -> bool:
@@ -404,17 +339,6 @@ def test_files_go_through_a_server_where_machines_share_none(
     assert (result.record.number, measured.record.number) == (19, 21)
     assert (result.files / "3.txt").read_text() == "21"
     assert measured.ran.node == nodes.id_of("device")
-
-
-def trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Weights of the digit network, trained for a moment."""
-    train: Any = importlib.import_module("examples.digits.train")
-    from safetensors.torch import save_file
-
-    monkeypatch.setattr(train, "EPOCHS", 2)
-    model, _ = train.train()
-    save_file(model.state_dict(), folder / "model.safetensors")
-    return folder / "model.safetensors"
 
 
 RECIPES = (
