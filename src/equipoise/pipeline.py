@@ -31,6 +31,7 @@ from equipoise.parity.proof import VerifyRecord
 from equipoise.quantize.calibrate import CalibrateConfig, CalibrateRecord
 from equipoise.quantize.equalize import EqualizeRecord
 from equipoise.quantize.plans import GainsRecord
+from equipoise.quantize.profiling import DESIGNS, ProfileConfig, ProfileRecord
 from equipoise.quantize.quantize import QuantizeConfig, QuantizeRecord
 from equipoise.quantize.schemes import Quantization, StaticInt8
 from equipoise.recipe import Recipe
@@ -120,6 +121,13 @@ QUANTIZE = Stage(
     function="equipoise.quantize.quantize:quantize",
     record=QuantizeRecord,
     packages=ONNX,
+)
+PROFILE = Stage(
+    name="profile",
+    function="equipoise.quantize.profiling:profile",
+    record=ProfileRecord,
+    packages=ONNX,
+    measures=True,
 )
 GAINS = Stage(
     name="gains",
@@ -301,7 +309,16 @@ class Pipeline:
     ) -> StageResult[QuantizeRecord]:
         """Quantise a float model. Static schemes calibrate first."""
         config = self._quantize_config(model, quantization)
-        return self.runner.run(QUANTIZE, config, label=f"{label}: quantise")
+        found = self.runner.run(QUANTIZE, config, label=f"{label}: quantise")
+        if found.record.file:
+            return found
+        profiled = self._profile(found.files / DESIGNS, label=label)
+        again = replace(config, profile=profiled)
+        return self.runner.run(QUANTIZE, again, label=f"{label}: quantise by times")
+
+    def _profile(self, designs: Path, *, label: str) -> ProfileRecord:
+        config = ProfileConfig(designs=designs, machine=self._machine, threads=self.job.threads)
+        return self.runner.run(PROFILE, config, label=f"{label}: time the nodes").record
 
     def gains(self, model: Path, quantization: StaticInt8, *, label: str) -> GainsRecord:
         """What each node of a float model harms and gains in integers."""
@@ -316,6 +333,8 @@ class Pipeline:
             samples=self.calibration,
             statistics=self.statistics(model) if isinstance(quantization, StaticInt8) else None,
             threads=self.job.threads,
+            # Among several stages at once, times would be those of a machine that is busy.
+            apart=self.runner.slots > 1,
         )
 
     def statistics(self, model: Path) -> Path:

@@ -14,13 +14,21 @@ from equipoise.errors import AccuracyError, ParityError, RecipeError, SourceErro
 from equipoise.parity.compare import require_finite
 from equipoise.quantize.halves import Halves, convert_to_half
 from equipoise.quantize.nodes import FloatNode
+from equipoise.quantize.profiling import (
+    DESIGNS,
+    ProfileRecord,
+    timer_here,
+    timer_of,
+    write_question,
+)
 from equipoise.quantize.ranges import Bounds, data_sha256, load_ranges
 from equipoise.quantize.schemes import DynamicInt8, Quantization, StaticInt8
-from equipoise.quantize.sparing import Spared, spare
+from equipoise.quantize.sparing import Spared, Sparing, is_enough, spare, timed_samples
 from equipoise.quantize.static import Calibrated, Prepared, prepare_static
 from equipoise.quantize.statistics import read_statistics
 from equipoise.quantize.sweeps import Judge, Score, score_of
 from equipoise.quantize.treatment import Treatment
+from equipoise.quantize.weighing import Timer
 from equipoise.quantize.weight_only import WeightOnly, block_tables, has_tables, quantize_blocks
 from equipoise.quantize.weights import quantize_weights
 from equipoise.runtimes.protocol import SessionSettings
@@ -54,6 +62,9 @@ class QuantizeConfig:
         ranges: Ranges that were chosen before, for this model and these samples; they go before
             those of the statistics.
         threads: Threads per operator.
+        apart: Where nodes have to be timed, leave that to a stage of its own, and write what it has
+            to run.
+        profile: What that stage found.
     """
 
     model: Path
@@ -63,6 +74,8 @@ class QuantizeConfig:
     statistics: Path | None = None
     ranges: Path | None = None
     threads: int = 1
+    apart: bool = False
+    profile: ProfileRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +83,8 @@ class QuantizeRecord:
     """What became of the model.
 
     Attributes:
-        file: Name of the ONNX file in the output directory.
+        file: Name of the ONNX file in the output directory; empty where nodes have to be timed
+            first, and then :data:`~equipoise.quantize.profiling.DESIGNS` lies there.
         notes: What a user should know, in words.
         float_nodes: Nodes left in float on purpose, with the reason.
         treatments: What was done about activations with unlike channels.
@@ -117,6 +131,9 @@ def quantize(config: QuantizeConfig, *, output: Path) -> QuantizeRecord:
     judge = _judge(model, config)
     before = Counter(node.op_type for node in model.graph.node)
     made = _apply(model, config, judge=judge)
+    if isinstance(made, Prepared):
+        write_question(made, output / DESIGNS, feeds=timed_samples(judge))
+        return _to_be_timed(made)
     after = Counter(node.op_type for node in made.model.graph.node)
     added = {op: n - before[op] for op, n in sorted(after.items()) if n > before[op]}
     if after == before:
@@ -136,6 +153,18 @@ def quantize(config: QuantizeConfig, *, output: Path) -> QuantizeRecord:
         sqnr_db=scores[0].sqnr_db,
         optimized_sqnr_db=scores[1].sqnr_db,
         simulated=simulated is not None,
+    )
+
+
+def _to_be_timed(prepared: Prepared) -> QuantizeRecord:
+    return QuantizeRecord(
+        file="",
+        notes=(),
+        float_nodes=prepared.kept,
+        treatments=prepared.treatments,
+        quantized={},
+        sqnr_db=None,
+        optimized_sqnr_db=None,
     )
 
 
@@ -207,7 +236,7 @@ def _db(score: Score) -> str:
     return "everything" if score.sqnr_db is None else f"{score.sqnr_db:.1f} dB"
 
 
-def _apply(model: Any, config: QuantizeConfig, *, judge: Judge) -> _Made:
+def _apply(model: Any, config: QuantizeConfig, *, judge: Judge) -> _Made | Prepared:
     if isinstance(config.quantization, DynamicInt8):
         return _dynamic(model, scheme=config.quantization)
     if isinstance(config.quantization, StaticInt8):
@@ -285,11 +314,16 @@ def _prepared_static(model: Any, config: QuantizeConfig, *, settings: StaticInt8
     return prepare_static(model, calibrated, scheme=config.scheme, settings=settings)
 
 
-def _static(model: Any, config: QuantizeConfig, *, settings: StaticInt8, judge: Judge) -> _Made:
+def _static(
+    model: Any, config: QuantizeConfig, *, settings: StaticInt8, judge: Judge
+) -> _Made | Prepared:
     prepared = _prepared_static(model, config, settings=settings)
-    spared = spare(
-        prepared, judge=judge, min_sqnr_db=settings.min_sqnr_db, budget_s=settings.budget_s
-    )
+    least_db = settings.min_sqnr_db
+    asks = config.apart and config.profile is None
+    if asks and not is_enough(prepared, judge=judge, min_sqnr_db=least_db):
+        return prepared
+    asked = Sparing(min_sqnr_db=least_db, budget_s=settings.budget_s, timer=_timer(config))
+    spared = spare(prepared, judge=judge, asked=asked)
     left = _INTEGER_OPERATORS & {node.op_type for node in spared.model.graph.node}
     if prepared.placement.nodes and not left:
         raise AccuracyError(
@@ -308,6 +342,12 @@ def _static(model: Any, config: QuantizeConfig, *, settings: StaticInt8, judge: 
         float_nodes=(*spared.nodes, *prepared.kept),
         treatments=prepared.treatments,
     )
+
+
+def _timer(config: QuantizeConfig) -> Timer:
+    if config.profile is None:
+        return timer_here(threads=config.threads)
+    return timer_of(config.profile, threads=config.threads)
 
 
 def _given_ranges(config: QuantizeConfig) -> Mapping[str, Bounds]:

@@ -19,9 +19,9 @@ from equipoise.quantize.nodes import FloatNode, connected
 from equipoise.quantize.static import Prepared, written
 from equipoise.quantize.sweeps import Judge, noise_power
 from equipoise.quantize.timing import Timing
-from equipoise.quantize.weighing import TimingSettings, harms_of, time_nodes, weight_sizes
+from equipoise.quantize.weighing import Timer, harms_of, weight_sizes
+from equipoise.spec import Feeds
 
-_TIMING: Final = TimingSettings(openings=2, runs=5, least_s=0.02)
 _MOST_SOLVED: Final = 12
 """Budgets that are tried; the models of most of them are the same."""
 
@@ -53,27 +53,60 @@ class Spared:
     notes: tuple[str, ...]
 
 
-def spare(prepared: Prepared, *, judge: Judge, min_sqnr_db: float, budget_s: float) -> Spared:
-    """Quantise, and put nodes back into float until the outputs keep ``min_sqnr_db``.
+@dataclass(frozen=True, kw_only=True)
+class Sparing:
+    """What is asked of the outputs, and how it is found out.
+
+    Attributes:
+        min_sqnr_db: Signal to noise that the worst output has to keep.
+        budget_s: Time for the harm of nodes; those that time does not reach stay in integers.
+        timer: Times the nodes.
+    """
+
+    min_sqnr_db: float
+    budget_s: float
+    timer: Timer
+
+    @property
+    def goal(self) -> float:
+        """Most noise, as a share of the signal."""
+        return noise_of(self.min_sqnr_db)
+
+
+def noise_of(sqnr_db: float) -> float:
+    """Noise as a share of the signal."""
+    return float(10 ** (-sqnr_db / 10))
+
+
+def is_enough(prepared: Prepared, *, judge: Judge, min_sqnr_db: float) -> bool:
+    """Whether the outputs keep that with everything in integers: then no node has to be timed."""
+    whole = _tried(prepared, prepared.placement.nodes, judge=judge)
+    return whole.noise <= noise_of(min_sqnr_db)
+
+
+def spare(prepared: Prepared, *, judge: Judge, asked: Sparing) -> Spared:
+    """Quantise, and put nodes back into float until the outputs keep what is asked.
 
     Args:
         prepared: What to quantise.
         judge: Samples, and the float model's outputs on them.
-        min_sqnr_db: Signal to noise that the worst output has to keep.
-        budget_s: Time for measuring nodes; those that time does not reach stay in integers.
+        asked: How much, and how nodes are weighed.
 
     Raises:
         SourceError: ONNX Runtime refuses a model with some nodes in float.
     """
-    goal = 10 ** (-min_sqnr_db / 10)
     whole = _tried(prepared, prepared.placement.nodes, judge=judge)
-    if whole.noise <= goal:
-        return _spared(prepared, whole, harms={}, goal=goal, min_sqnr_db=min_sqnr_db)
-    harms = harms_of(prepared, judge=judge, budget_s=budget_s)
-    timing = time_nodes(prepared, feeds=judge.feeds[:1], threads=judge.threads, settings=_TIMING)
-    search = _Search(prepared, judge, harms=harms, timing=timing, goal=goal)
-    best = search.best(whole)
-    return _spared(prepared, best, harms=harms, goal=goal, min_sqnr_db=min_sqnr_db)
+    if whole.noise <= asked.goal:
+        return _spared(prepared, whole, harms={}, asked=asked)
+    harms = harms_of(prepared, judge=judge, budget_s=asked.budget_s)
+    timing = asked.timer(prepared, timed_samples(judge))
+    search = _Search(prepared, judge, harms=harms, timing=timing, goal=asked.goal)
+    return _spared(prepared, search.best(whole), harms=harms, asked=asked)
+
+
+def timed_samples(judge: Judge) -> list[Feeds]:
+    """Samples that nodes are timed on."""
+    return [dict(feeds) for feeds in judge.feeds[:1]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,17 +207,16 @@ def _spared(
     best: _Tried,
     *,
     harms: Mapping[str, float],
-    goal: float,
-    min_sqnr_db: float,
+    asked: Sparing,
 ) -> Spared:
-    enough = best.noise <= goal
-    asked = bool(harms)
+    enough = best.noise <= asked.goal
+    notes = _notes(prepared, harms, enough=enough, min_sqnr_db=asked.min_sqnr_db)
     return Spared(
         model=best.model,
         nodes=_told(prepared, best.integers, harms),
         sqnr_db=best.sqnr_db,
         enough=enough,
-        notes=_notes(prepared, harms, enough=enough, min_sqnr_db=min_sqnr_db) if asked else (),
+        notes=notes if harms else (),
     )
 
 

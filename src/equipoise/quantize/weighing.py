@@ -8,18 +8,18 @@ what follows from the times.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from equipoise import fs, onnxio, progress
-from equipoise.quantize.attribution import Attribution, Spent, unprofiled
+from equipoise.quantize.attribution import Attribution, unprofiled
 from equipoise.quantize.borders import Border, find_borders, find_joins
 from equipoise.quantize.nodes import connected
 from equipoise.quantize.observe import observing
-from equipoise.quantize.rewritten import profile_kernels, run_ms
+from equipoise.quantize.rewritten import Kernel, profile_kernels, run_ms
 from equipoise.quantize.static import Prepared, written, written_alone
 from equipoise.quantize.sweeps import Judge, noise_power
 from equipoise.quantize.timing import Design, Timing, fit_times
@@ -39,6 +39,23 @@ class TimingSettings:
     openings: int = 3
     runs: int = 8
     least_s: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One session of a model.
+
+    Attributes:
+        kernels: In the order of the rewritten graph.
+        times: Kernel -> its operator and milliseconds; they add up to a run without a profile.
+    """
+
+    kernels: tuple[Kernel, ...]
+    times: dict[str, tuple[str, float]]
+
+
+Openings = tuple[tuple[Profile, ...], ...]
+"""For each time that all models were opened, the profile of each."""
 
 
 def harms_of(prepared: Prepared, *, judge: Judge, budget_s: float) -> dict[str, float]:
@@ -70,6 +87,10 @@ def weight_sizes(prepared: Prepared) -> dict[str, int]:
     }
 
 
+Timer = Callable[[Prepared, Sequence[Feeds]], Timing]
+"""Measures every node and every border of what is prepared, on samples taken in turn."""
+
+
 def time_nodes(
     prepared: Prepared,
     *,
@@ -89,47 +110,58 @@ def time_nodes(
         SourceError: ONNX Runtime refuses a model, or cannot run it on the samples.
     """
     settings = settings or TimingSettings()
-    borders = find_borders(prepared)
-    chosen = designs(prepared, borders)
     with fs.scratch_directory() as folder:
-        sessions = _Sessions(prepared, chosen, folder=folder, threads=threads)
-        openings = [
-            sessions.opened(feeds, settings, turned=bool(opening % 2))
-            for opening in progress.track(range(settings.openings), total=settings.openings)
-        ]
+        write_designs(prepared, folder)
+        openings = profile_designs(folder, feeds=feeds, threads=threads, settings=settings)
+    return timing_of(prepared, openings, feeds=feeds, threads=threads)
+
+
+def write_designs(prepared: Prepared, folder: Path) -> None:
+    """The models whose profiles :func:`timing_of` needs, as files named by their numbers."""
+    for index, design in enumerate(designs(prepared, find_borders(prepared))):
+        model = written(prepared, without=prepared.placement.nodes - design)
+        onnxio.save_model(model, folder / f"{index}.onnx")
+
+
+def profile_designs(
+    folder: Path, *, feeds: Sequence[Feeds], threads: int, settings: TimingSettings
+) -> Openings:
+    """Profile the models in ``folder``, opened again and again, in turned order every other time.
+
+    Raises:
+        SourceError: ONNX Runtime refuses a model, or cannot run it on the samples.
+    """
+    files = sorted(folder.glob("*.onnx"), key=lambda file: int(file.stem))
+    found = []
+    for opening in progress.track(range(settings.openings), total=settings.openings):
+        order = range(len(files))
+        turned = reversed(order) if opening % 2 else order
+        profiles = {
+            index: _profiled(files[index], feeds=feeds, threads=threads, settings=settings)
+            for index in turned
+        }
+        found.append(tuple(profiles[index] for index in order))
+    return tuple(found)
+
+
+def _profiled(
+    file: Path, *, feeds: Sequence[Feeds], threads: int, settings: TimingSettings
+) -> Profile:
+    runs, least_s = settings.runs, settings.least_s
+    kernels, times = profile_kernels(file, feeds=feeds, runs=runs, least_s=least_s, threads=threads)
+    whole_ms = run_ms(file, feeds=feeds, runs=runs, least_s=least_s, threads=threads)
+    return Profile(kernels=kernels, times=unprofiled(kernels, times, whole_ms=whole_ms))
+
+
+def timing_of(
+    prepared: Prepared, openings: Openings, *, feeds: Sequence[Feeds], threads: int = 1
+) -> Timing:
+    """What the profiles of the designs of ``prepared`` say of its nodes and borders."""
+    borders = find_borders(prepared)
+    attribution = Attribution(prepared.model)
+    spent = [[attribution.spent(one.kernels, one.times) for one in every] for every in openings]
     sizes = _sizes(prepared, borders, feeds=feeds[0], threads=threads)
-    return fit_times(prepared, openings, designs=chosen, sizes=sizes)
-
-
-class _Sessions:
-    """The models of some designs, to be opened together again and again."""
-
-    def __init__(
-        self, prepared: Prepared, chosen: Sequence[Design], *, folder: Path, threads: int
-    ) -> None:
-        self._threads = threads
-        self._attribution = Attribution(prepared.model)
-        self._files = [folder / f"{index}.onnx" for index in range(len(chosen))]
-        for file, design in zip(self._files, chosen, strict=True):
-            onnxio.save_model(written(prepared, without=prepared.placement.nodes - design), file)
-
-    def opened(
-        self, feeds: Sequence[Feeds], settings: TimingSettings, *, turned: bool
-    ) -> list[Spent]:
-        """Open every model once, in turned order, and say where its runs spend their time."""
-        found: dict[int, Spent] = {}
-        order = range(len(self._files))
-        for index in reversed(order) if turned else order:
-            found[index] = self._spent(self._files[index], feeds, settings)
-        return [found[index] for index in order]
-
-    def _spent(self, file: Path, feeds: Sequence[Feeds], settings: TimingSettings) -> Spent:
-        runs, least_s, threads = settings.runs, settings.least_s, self._threads
-        kernels, times = profile_kernels(
-            file, feeds=feeds, runs=runs, least_s=least_s, threads=threads
-        )
-        whole_ms = run_ms(file, feeds=feeds, runs=runs, least_s=least_s, threads=threads)
-        return self._attribution.spent(kernels, unprofiled(kernels, times, whole_ms=whole_ms))
+    return fit_times(prepared, spent, designs=designs(prepared, borders), sizes=sizes)
 
 
 def _sizes(
