@@ -16,9 +16,11 @@ from equipoise.data.store import Rows, write_rows
 from equipoise.errors import RecipeError, SourceError
 from equipoise.parity.compare import ParityMeter
 from equipoise.quantize.calibrate import CalibrateConfig, calibrate
+from equipoise.quantize.profiling import DESIGNS, ProfileConfig, ProfileRecord, profile
 from equipoise.quantize.quantize import QuantizeConfig, _kernel_notes, quantize
 from equipoise.quantize.schemes import DynamicInt8, Quantization, StaticInt8, WeightOnlyInt8
 from equipoise.quantize.sweeps import Judge, Score
+from equipoise.record import dumps, loads
 from equipoise.targets.profile import Int8Scheme
 
 WIDTH, HEADS, VOCABULARY = 32, 4, 50
@@ -244,6 +246,30 @@ def test_tables_in_blocks_of_four_bits(quantization, block, pictures, tmp_path, 
     assert any("1 tables stored in blocks" in note for note in record.notes)
     with pytest.raises(RecipeError, match="no table that can be stored in blocks"):
         made(tmp_path, pictures, quantization(tables="blocks"), target=scheme)
+
+
+def test_nodes_are_timed_by_a_stage_of_its_own(pictures, tmp_path: Path, scheme) -> None:
+    """Where something has to go back to float; the answer is chosen by what that stage says."""
+    config = QuantizeConfig(
+        model=pictures.model,
+        quantization=StaticInt8(min_sqnr_db=42.0),
+        scheme=scheme,
+        samples=pictures.samples,
+        statistics=pictures.statistics,
+        apart=True,
+    )
+    asked = quantize(config, output=tmp_path / "first")
+    assert (asked.file, asked.quantized) == ("", {})
+    designs = tmp_path / "first" / DESIGNS
+    found = profile(ProfileConfig(designs=designs, machine="this"), output=tmp_path / "none")
+    assert {len(opening) for opening in found.openings} == {len(list(designs.glob("*.onnx")))}
+    answered = loads(ProfileRecord, dumps(found), where="text")
+    assert answered == found
+    made = quantize(replace(config, profile=answered), output=tmp_path / "second")
+    assert made.float_nodes
+    assert made.sqnr_db > 42
+    enough = replace(config, quantization=StaticInt8(min_sqnr_db=10.0))
+    assert quantize(enough, output=tmp_path / "third").file
 
 
 @pytest.mark.parametrize("bits", [8, 7])

@@ -10,11 +10,13 @@ import pytest
 
 from equipoise.quantize import sparing
 from equipoise.quantize.borders import STATES, BorderTimes, LatencyModel, find_borders, find_joins
+from equipoise.quantize.profiling import timer_here
 from equipoise.quantize.schemes import StaticInt8
-from equipoise.quantize.sparing import Spared, spare
+from equipoise.quantize.sparing import Spared, Sparing, spare
 from equipoise.quantize.static import prepare_static, written, written_alone
 from equipoise.quantize.sweeps import Judge, noise_power
 from equipoise.quantize.timing import Timing
+from equipoise.quantize.weighing import Timer
 
 RANDOM = np.random.default_rng(0)
 ROWS = [{"x": RANDOM.normal(size=(1, 4, 8, 8)).astype(np.float32)} for _ in range(24)]
@@ -86,9 +88,13 @@ def integers(model) -> int:
     return types.count(onnx.TensorProto.INT8)
 
 
-def spared(given: tuple, *, min_sqnr_db: float, budget_s: float = 60.0) -> Spared:
+def spared(
+    given: tuple, *, min_sqnr_db: float, budget_s: float = 60.0, timer: Timer | None = None
+) -> Spared:
     prepared, judge = given
-    return spare(prepared, judge=judge, min_sqnr_db=min_sqnr_db, budget_s=budget_s)
+    timer = timer or timer_here(threads=1)
+    asked = Sparing(min_sqnr_db=min_sqnr_db, budget_s=budget_s, timer=timer)
+    return spare(prepared, judge=judge, asked=asked)
 
 
 def _saving(prepared, saved_ms: dict[str, float]):
@@ -113,13 +119,12 @@ def _saving(prepared, saved_ms: dict[str, float]):
     return lambda *_, **__: Timing(model=model, nodes={}, others={}, designs=())
 
 
-def test_the_fragile_layer_alone_goes_back_to_float(planted, monkeypatch) -> None:
+def test_the_fragile_layer_alone_goes_back_to_float(planted) -> None:
     """It is told with what it would cost; the three others keep their integers, which save time."""
     prepared, judge = planted
     saves = dict.fromkeys(prepared.placement.nodes, 10.0)
-    monkeypatch.setattr(sparing, "time_nodes", _saving(prepared, saves))
     broken = judge.rounding(written(prepared)).sqnr_db
-    found = spared(planted, min_sqnr_db=30)
+    found = spared(planted, min_sqnr_db=30, timer=_saving(prepared, saves))
     assert broken < 10
     assert [(node.name, node.operator) for node in found.nodes] == [("node_fragile", "Conv")]
     harm = judge.rounding(written_alone(prepared, "node_fragile")).sqnr_db
@@ -150,7 +155,7 @@ def test_good_enough_is_left_alone(planted, monkeypatch) -> None:
     assert integers(found.model) == 4
 
 
-def test_what_saves_most_time_stays_in_integers(twins, monkeypatch) -> None:
+def test_what_saves_most_time_stays_in_integers(twins) -> None:
     """Of two nodes that do the same harm the one whose integers gain less goes back."""
     prepared, judge = twins
     harms = {
@@ -160,19 +165,19 @@ def test_what_saves_most_time_stays_in_integers(twins, monkeypatch) -> None:
     goal = -10 * np.log10(max(harms.values()) * 1.2)
     for cheap, dear in (("node_left", "node_right"), ("node_right", "node_left")):
         timed = _saving(prepared, {cheap: 1.0, dear: 50.0})
-        monkeypatch.setattr(sparing, "time_nodes", timed)
-        found = spared(twins, min_sqnr_db=goal)
+        found = spared(twins, min_sqnr_db=goal, timer=timed)
         assert [node.name for node in found.nodes] == [cheap]
         assert found.enough
 
 
-def test_integers_that_save_no_time_stay_while_they_do_no_harm(twins, monkeypatch) -> None:
+def test_integers_that_save_no_time_stay_while_they_do_no_harm(twins) -> None:
     """They are a quarter of the size: float is for what has to be, not for what would be faster."""
     prepared, judge = twins
     slower = dict.fromkeys(prepared.placement.nodes, -10.0)
-    monkeypatch.setattr(sparing, "time_nodes", _saving(prepared, slower))
     harms = [noise_power(judge.rounding(written_alone(prepared, name))) for name in slower]
-    found = spared(twins, min_sqnr_db=-10 * np.log10(max(harms) * 1.2))
+    found = spared(
+        twins, min_sqnr_db=-10 * np.log10(max(harms) * 1.2), timer=_saving(prepared, slower)
+    )
     assert len(found.nodes) == 1
     assert integers(found.model) == 1
 
