@@ -15,14 +15,14 @@ from pathlib import Path
 from examples.ner.fetch import CONLL, fetch
 
 
-def command(model: Path, output: Path, *, samples: int | None, threads: int) -> list[str]:
-    """The command line that tunes ``model``: calibration on validation text, judged on test."""
+def command(options: argparse.Namespace) -> list[str]:
+    """The command line that tunes a model; test text judges, and nothing else looks at it."""
     line = [
-        "tune", str(model), "--task", "token-classification", "--data", str(fetch(CONLL)),
+        "tune", str(options.model), "--task", "token-classification", "--data", str(fetch(CONLL)),
         "--target", "cpu", "--metric", "entity-f1", "--max-drop", "0.01",
-        "--threads", str(threads), "--trials", "9", "-o", str(output),
+        "--threads", str(options.threads), "--budget", options.budget, "-o", str(options.output),
     ]  # fmt: skip
-    return line if samples is None else [*line, "--samples", str(samples)]
+    return line if options.samples is None else [*line, "--samples", str(options.samples)]
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("out/ner"))
     parser.add_argument("--samples", type=int, default=None, help="first so many test sentences")
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    line = command(options.model, options.output, samples=options.samples, threads=options.threads)
+    parser.add_argument("--budget", default="30m", help="time for trials")
+    line = command(parser.parse_args())
     print("equipoise", *line, flush=True)
     sys.exit(subprocess.call([sys.executable, "-m", "equipoise", *line]))
 

@@ -54,8 +54,9 @@ def test_digits_train_and_tune(tmp_path: Path) -> None:
 def test_named_entities_on_400_sentences(tmp_path: Path) -> None:
     """Static int8 is accepted, and a faster engine holds entity F1 within one point."""
     done = run(
-        "-m", "examples.ner.run", "--model", NER_MODEL, "--samples", 400, "--output", tmp_path
-    )
+        "-m", "examples.ner.run", "--model", NER_MODEL, "--samples", 400, "--budget", "4m",
+        "--output", tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("weighted avg") == 2
     result = read_result(tmp_path / "results.json")
