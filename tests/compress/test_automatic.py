@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from equipoise.compression.automatic import SPEEDUPS, Automatic, automatic_pruni
 
 
 def proposed(
+    files: Path = Path("nowhere"),
     *,
     budget_s: float = 1800.0,
     samples: int = 14041,
@@ -21,7 +23,7 @@ def proposed(
 ) -> Automatic:
     pipeline: Any = SimpleNamespace(
         job=SimpleNamespace(source=SimpleNamespace(kind=kind)),
-        data=SimpleNamespace(record=SimpleNamespace(training_samples=samples)),
+        data=SimpleNamespace(files=files, record=SimpleNamespace(training_samples=samples)),
     )
     return automatic_prunings(
         pipeline,
@@ -43,6 +45,14 @@ def test_the_budget_says_how_long_to_train(budget_s: float, epochs: float) -> No
     epochs_of_one = epochs + found.prunings[0].step_epochs
     assert epochs_of_one * 14041 * 4 * 0.003 <= 0.25 * budget_s
     assert f"trained for {epochs:g} epochs" in found.reason
+
+
+def test_without_labels_the_teacher_alone_is_followed(tmp_path: Path) -> None:
+    (unlabelled, _), usual = proposed(tmp_path).prunings, TrainSettings().objective.task
+    assert unlabelled.recovery.objective.task == 0
+    (tmp_path / "training_labels").mkdir()
+    (labelled, _) = proposed(tmp_path).prunings
+    assert labelled.recovery.objective.task == usual
 
 
 def test_no_more_epochs_than_a_person_says() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from equipoise.compress.cutting import Pruning
-from equipoise.compress.settings import TrainSettings
+from equipoise.compress.settings import Objective, TrainSettings
 from equipoise.compress.trainee import TRAINABLE
 from equipoise.pipeline import Pipeline
 
@@ -74,12 +74,18 @@ def automatic_prunings(
         max_drop=max_drop,
         steps=1,
         step_epochs=_STEP_SHARE * epochs,
-        recovery=replace(recovery, epochs=epochs),
+        recovery=replace(recovery, epochs=epochs, objective=_objective(pipeline, recovery)),
     )
     return Automatic(
         prunings=tuple(replace(pruning, speedup=speedup) for speedup in SPEEDUPS),
         reason=f"pruned models are trained for {epochs:g} epochs, as the budget allows",
     )
+
+
+def _objective(pipeline: Pipeline, recovery: TrainSettings) -> Objective:
+    """Without labels the teacher alone says what is right."""
+    labelled = (pipeline.data.files / "training_labels").exists()
+    return recovery.objective if labelled else replace(recovery.objective, task=0.0)
 
 
 def _affordable(seconds: float, *, epoch_s: float) -> float | None:
