@@ -238,7 +238,7 @@ def test_with_a_budget_pruned_models_are_proposed_by_themselves(place: Place) ->
     """The digits have a training part; how long to train follows from the budget, and is told."""
     options = (
         "tune", *place.source("large"), "--data", "digits", "--metric", "accuracy", "--max-drop",
-        "0.05", "--threads", "1", "--rounds", "12", "--budget", "90s", "--prune-rate", "0.002",
+        "0.05", "--threads", "1", "--rounds", "12", "--budget", "60s", "--prune-rate", "0.002",
     )  # fmt: skip
     done = place.run(*options, "-o", place.folder / "by-itself", "--json")
     assert done.returncode == 0, done.stderr
