@@ -29,6 +29,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -260,25 +261,50 @@ def overhead(options: argparse.Namespace) -> Overhead:
 # Finding.
 
 
-def find(name: str, table: Table, *, max_drop: float, seeds: int) -> Iterator[Finding]:
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Searches of one table, to be run in any process.
+
+    Attributes:
+        table: The table.
+        method: How to search.
+        goal: For what.
+        resample: Draw an evaluation set for each.
+    """
+
+    table: Table
+    method: str
+    goal: Goal
+    resample: bool
+
+    @property
+    def trials(self) -> int:
+        """Of each search, at most."""
+        return math.floor(SHARE * len(self.table.entries))
+
+    def __call__(self, seed: int) -> tuple[str, int]:
+        """What the search with this seed chose, and how many recipes it tried."""
+        lab = ReplayLab(self.table, np.random.default_rng([7, seed]), resample=self.resample)
+        run = METHODS[self.method]
+        return run(self.table.space, lab, self.goal, self.trials, seed), len(lab.tried)
+
+
+def find(
+    name: str, table: Table, *, max_drop: float, seeds: int, pool: ProcessPoolExecutor
+) -> Iterator[Finding]:
     """All methods with one limit."""
-    space = table.space
     goal = Goal(max_drop=max_drop, minimise=("latency",))
     best = best_provable(table, goal)
-    trials = math.floor(SHARE * len(table.entries))
-    for method, run in METHODS.items():
-        excesses, tried = [], []
-        for seed in range(seeds):
-            lab = ReplayLab(table, np.random.default_rng(seed), resample=False)
-            chosen = run(space, lab, goal, trials, seed)
-            excesses.append(cost(table, chosen) / cost(table, best) - 1)
-            tried.append(len(lab.tried))
+    for method in METHODS:
+        run = Replay(table=table, method=method, goal=goal, resample=False)
+        found = list(pool.map(run, range(seeds)))
+        excesses = [cost(table, chosen) / cost(table, best) - 1 for chosen, _ in found]
         yield Finding(
             table=name,
             method=method,
             max_drop=max_drop,
             recipes=len(table.entries),
-            trials=float(np.median(tried)),
+            trials=float(np.median([tried for _, tried in found])),
             best=best,
             excess=float(np.median(excesses)),
             excesses=tuple(excesses),
@@ -322,24 +348,21 @@ def true_drops(table: Table) -> dict[str, float]:
     }
 
 
-def claim(name: str, table: Table, *, max_drop: float, runs: int) -> Claims:
+def claim(
+    name: str, table: Table, *, max_drop: float, runs: int, pool: ProcessPoolExecutor
+) -> Claims:
     """Search ``runs`` evaluation sets drawn from the table."""
-    space, drops = table.space, true_drops(table)
+    drops = true_drops(table)
     goal = Goal(max_drop=max_drop, minimise=("latency",))
-    trials = math.floor(SHARE * len(table.entries))
-    wrong = not_float = 0
-    for seed in range(runs):
-        lab = ReplayLab(table, np.random.default_rng([7, seed]), resample=True)
-        chosen = by_equipoise(space, lab, goal, trials, seed)
-        wrong += drops[chosen or "float32"] > max_drop
-        not_float += chosen not in {"", "float32"}
+    run = Replay(table=table, method="equipoise", goal=goal, resample=True)
+    chosen = [found or "float32" for found, _ in pool.map(run, range(runs), chunksize=10)]
     return Claims(
         table=name,
         max_drop=max_drop,
         near=sum(max_drop < drop <= 2 * max_drop for drop in drops.values()),
         runs=runs,
-        wrong=wrong,
-        not_float=not_float,
+        wrong=sum(drops[found] > max_drop for found in chosen),
+        not_float=sum(found != "float32" for found in chosen),
     )
 
 
@@ -360,17 +383,18 @@ def hardest(table: Table) -> float:
 def replay(options: argparse.Namespace) -> None:
     """Read tables, search them, write the record and print it."""
     tables = {path.stem: read_table(path) for path in options.tables}
-    findings = [
-        finding
-        for name, table in tables.items()
-        for max_drop in DROPS
-        for finding in find(name, table, max_drop=max_drop, seeds=options.seeds)
-    ]
-    claims = [
-        claim(name, table, max_drop=max_drop, runs=options.claims)
-        for name, table in tables.items()
-        for max_drop in (hardest(table), 0.01)
-    ]
+    with ProcessPoolExecutor() as pool:
+        findings = [
+            finding
+            for name, table in tables.items()
+            for max_drop in DROPS
+            for finding in find(name, table, max_drop=max_drop, seeds=options.seeds, pool=pool)
+        ]
+        claims = [
+            claim(name, table, max_drop=max_drop, runs=options.claims, pool=pool)
+            for name, table in tables.items()
+            for max_drop in (hardest(table), 0.01)
+        ]
     record = Record(
         machine=detect_machine(),
         versions=versions_of(VERSIONS),
