@@ -15,7 +15,9 @@ from typing import Any, Final
 from equipoise import extras
 from equipoise.errors import EquipoiseError, IncompatibleError, ResourceError, UsageError
 
-_CONNECT_S: Final = 12.0
+_CONNECT_S: Final = 40.0
+"""Somebody is there, as a probe has shown; a busy machine takes long to say more."""
+
 _START_S: Final = 90.0
 _PROBE_S: Final = 3.0
 _LEAVE_S: Final = 30.0
