@@ -309,16 +309,7 @@ class Pipeline:
     ) -> StageResult[QuantizeRecord]:
         """Quantise a float model. Static schemes calibrate first."""
         config = self._quantize_config(model, quantization)
-        found = self.runner.run(QUANTIZE, config, label=f"{label}: quantise")
-        if found.record.file:
-            return found
-        profiled = self._profile(found.files / DESIGNS, label=label)
-        again = replace(config, profile=profiled)
-        return self.runner.run(QUANTIZE, again, label=f"{label}: quantise by times")
-
-    def _profile(self, designs: Path, *, label: str) -> ProfileRecord:
-        config = ProfileConfig(designs=designs, machine=self._machine, threads=self.job.threads)
-        return self.runner.run(PROFILE, config, label=f"{label}: time the nodes").record
+        return quantized(config, runner=self.runner, machine=self.job.machine, label=label)
 
     def gains(self, model: Path, quantization: StaticInt8, *, label: str) -> GainsRecord:
         """What each node of a float model harms and gains in integers."""
@@ -333,8 +324,6 @@ class Pipeline:
             samples=self.calibration,
             statistics=self.statistics(model) if isinstance(quantization, StaticInt8) else None,
             threads=self.job.threads,
-            # Among several stages at once, times would be those of a machine that is busy.
-            apart=self.runner.slots > 1,
         )
 
     def statistics(self, model: Path) -> Path:
@@ -425,6 +414,23 @@ class Pipeline:
     @cached_property
     def _machine(self) -> str:
         return record.dumps(self.job.machine)
+
+
+def quantized(
+    config: QuantizeConfig, *, runner: StageRunner, machine: Machine, label: str
+) -> StageResult[QuantizeRecord]:
+    """Quantise; where stages run at once, nodes are timed in one of its own, on ``machine``."""
+    # Among others, times would be those of a busy machine, or of one that is not the device.
+    config = replace(config, apart=runner.slots > 1)
+    found = runner.run(QUANTIZE, config, label=f"{label}: quantise")
+    if found.record.file:
+        return found
+    question = ProfileConfig(
+        designs=found.files / DESIGNS, machine=record.dumps(machine), threads=config.threads
+    )
+    profile = runner.run(PROFILE, question, label=f"{label}: time the nodes").record
+    again = replace(config, profile=profile)
+    return runner.run(QUANTIZE, again, label=f"{label}: quantise by times")
 
 
 def prepare(data: DataConfig, *, source: Source, runner: StageRunner) -> StageResult[DataRecord]:

@@ -13,7 +13,7 @@ from equipoise.data.preprocessing import ImagePreprocessing, read_processor
 from equipoise.data.readers.base import split_form
 from equipoise.data.store import write_rows
 from equipoise.errors import DataError, UsageError
-from equipoise.pipeline import CALIBRATE, EQUALIZE, PREPARE, QUANTIZE
+from equipoise.pipeline import CALIBRATE, EQUALIZE, PREPARE, quantized
 from equipoise.quantize.calibrate import CalibrateConfig
 from equipoise.quantize.convergence import convergence
 from equipoise.quantize.coverage import measure_coverage
@@ -130,9 +130,9 @@ class _Job:
         cache = request.cache or default_cache()
         for place in (cache, request.output.parent):
             fs.check_writable(place, needed_bytes=_FREE_BYTES)
-        machine = detect_machine()
-        self._target: Target = get_target(request.target, machine=machine)
-        self._threads = request.threads or machine.cores
+        self._machine = detect_machine()
+        self._target: Target = get_target(request.target, machine=self._machine)
+        self._threads = request.threads or self._machine.cores
         self._inputs, _ = onnxio.file_specs(request.model)
         self._runner = StageRunner(
             cache, observer=observer, time_limit_s=request.time_limit_s, fresh=request.fresh
@@ -257,7 +257,9 @@ class _Job:
             ranges=self._request.ranges,
             threads=self._threads,
         )
-        found = self._runner.run(QUANTIZE, config, label="quantise")
+        found = quantized(
+            config, runner=self._runner, machine=self._machine, label=self._request.model.name
+        )
         return found.record, found.files
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from equipoise import extras, fs, onnxio
+from equipoise.content import NOT_IN_KEY
 from equipoise.data.store import Rows
 from equipoise.errors import AccuracyError, ParityError, RecipeError, SourceError
 from equipoise.parity.compare import require_finite
@@ -74,7 +75,7 @@ class QuantizeConfig:
     statistics: Path | None = None
     ranges: Path | None = None
     threads: int = 1
-    apart: bool = False
+    apart: bool = field(default=False, metadata=NOT_IN_KEY)
     profile: ProfileRecord | None = None
 
 
