@@ -34,6 +34,7 @@ from _pairs import SETTINGS
 from _wheels import fetch
 
 from equipoise import fs
+from equipoise.bundle.reading import read_manifest
 from equipoise.compress.cutting import Cutting, Pruning
 from equipoise.compress.settings import Objective, TrainSettings
 from equipoise.compression.compression import Compression
@@ -339,7 +340,8 @@ def measure(task: str, request: PruneRequest, *, stock: Path | None) -> Record:
     tuned = tune(tune_config(request, task=pruned.task))
     chosen = next(c for c in tuned.candidates if c.recipe.name == tuned.chosen)
     assert chosen.measurement is not None
-    int8 = request.output.parent / "tuned" / "bundle" / "engines" / tuned.chosen / "engine.onnx"
+    bundle = request.output.parent / "tuned" / "bundle"
+    int8 = bundle / read_manifest(bundle).engines[0].file
     with ExitStack() as stack:
         timed = timings(runners_of(compression, pruned, int8=int8, stack=stack))
     return Record(

@@ -10,6 +10,7 @@ from equipoise import fs
 from equipoise.assembly.parts import Part, cpu_flags_for, engine_files, run_part
 from equipoise.assembly.writing import About, exported_parity, write_parts
 from equipoise.bundle.manifest import Calibration, Manifest, Needs
+from equipoise.bundle.names import engine_name
 from equipoise.parity.precision import precision_of
 from equipoise.parity.record import ParityRecord
 from equipoise.pipeline import Pipeline
@@ -53,7 +54,7 @@ def _part(pipeline: Pipeline, recipe: Recipe, *, fallback: bool) -> Part:
     files = engine_files(built.files, file=built.record.file)
     precision = precision_of(files[built.record.file]) or "unknown"
     return Part(
-        name=recipe.name,
+        name=engine_name(recipe.name),
         file=built.record.file,
         files=files,
         runtime=target.runtime,

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise import record
+from equipoise.bundle.names import ENGINE_NAME, engine_name
 from equipoise.compress.cutting import Pruning
 from equipoise.quantize.schemes import DynamicInt8, StaticInt8
 from equipoise.quantize.weight_only import WeightOnly
@@ -25,6 +26,29 @@ def test_every_point_is_another_recipe_with_another_name() -> None:
     assert len({r.name for r in recipes}) == len(recipes)
     bare = [record.dumps(r).replace(r.name, "").replace(r.summary, "") for r in recipes]
     assert len(set(bare)) == len(recipes)
+
+
+def test_every_recipe_names_another_engine_of_a_bundle() -> None:
+    """Also the longest names, and those that a refinement makes."""
+    settings = SpaceSettings(
+        saturates=True,
+        prunings=(Pruning(speedup=2.5),),
+        threads=(1, 2, 3, 16),
+        targets=("openvino",),
+        tables=True,
+    )
+    space = space_for(settings)
+    names = [space.recipe(point).name for point in space.points()]
+    names += [f"{name}@32.4dB-99.9998pc" for name in names]
+    engines = {engine_name(name) for name in names}
+    assert len(engines) == len(names)
+    assert all(ENGINE_NAME.fullmatch(engine) for engine in engines)
+    assert engine_name("int8-static-25dB") == "int8-static-25db"
+
+
+@given(st.text())
+def test_anything_names_an_engine(words: str) -> None:
+    assert ENGINE_NAME.fullmatch(engine_name(words))
 
 
 @given(st.data())

@@ -5,6 +5,7 @@ A name that one system reads as another file, refuses, or does not show is refus
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -15,6 +16,10 @@ from equipoise.errors import IntegrityError
 MOST_FILES: Final = 4096
 """Files in a bundle."""
 _MOST_NAME_BYTES: Final = 512
+_MOST_ENGINE_NAME: Final = 64
+ENGINE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")
+"""Names of engines are those of directories on any file system."""
+
 _MOST_PART_BYTES: Final = 128
 _MOST_PARTS: Final = 8
 _FORBIDDEN: Final = frozenset('<>:"\\|?*')
@@ -98,3 +103,17 @@ def _claim(known: dict[str, str], name: str, *, where: str) -> None:
 def _folded(name: str) -> str:
     """One text for all names that some file system takes for the same."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFD", name).casefold())
+
+
+def engine_name(words: str) -> str:
+    """A name for an engine that is called ``words``: that in small letters, where it is allowed.
+
+    Else a hash makes up for what is left out.
+    """
+    small = words.lower()
+    if ENGINE_NAME.fullmatch(small):
+        return small
+    plain = re.sub(r"[^a-z0-9._-]+", "-", small).strip("._-")
+    digest = hashlib.sha256(words.encode()).hexdigest()[:8]
+    kept = plain[: _MOST_ENGINE_NAME - len(digest) - 1].rstrip("._-")
+    return f"{kept}-{digest}" if kept else digest

@@ -17,7 +17,7 @@ from equipoise.bundle.manifest import (
     Engine,
     Manifest,
 )
-from equipoise.bundle.names import check_names
+from equipoise.bundle.names import ENGINE_NAME, check_names
 from equipoise.errors import DataError, IncompatibleError, IntegrityError
 from equipoise.spec import TensorSpec
 
@@ -28,7 +28,6 @@ _MOST_ENGINES: Final = 64
 _MOST_SERIAL: Final = 2**63 - 1
 _MOST_THREADS: Final = 4096
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
-_ENGINE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")
 _HINT: Final = "Copy the bundle again; do not run it."
 
 
@@ -182,7 +181,7 @@ def _engines_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _engine_problems(engine: Engine, manifest: Manifest) -> Iterator[str]:
-    if not _ENGINE_NAME.fullmatch(engine.name):
+    if not ENGINE_NAME.fullmatch(engine.name):
         yield "a name has to be 1 to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit outside"
     if engine.file not in engine.files or list(engine.files) != sorted(set(engine.files)):
         yield "its file is not among its files, or these are not sorted"
