@@ -78,6 +78,7 @@ def test_recipe_file_makes_the_result_again(tune, equipoise, tmp_path: Path) -> 
         (("--budget", "0s"), "--budget"),
         (("--trials", "0"), "--trials is 0"),
         (("--repeat", "0"), "--repeat is 0"),
+        (("--prune", "half"), "such as 2 or 2,4; or auto, or none"),
     ],
 )
 def test_options_that_make_no_sense(tune, tmp_path: Path, options: tuple, words: str) -> None:

@@ -115,14 +115,22 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def factors(text: str, *, option: str) -> tuple[float, ...]:
-    """Comma separated numbers above 1. Raises UsageError for anything else."""
+def prunings(text: str) -> tuple[float, ...] | None:
+    """Comma separated speed-ups; none of them for ``none``, and None for ``auto``.
+
+    Raises:
+        UsageError: Anything else.
+    """
+    if text in {"auto", "none"}:
+        return None if text == "auto" else ()
     try:
         found = tuple(float(part) for part in names(text))
     except ValueError:
         found = (0.0,)
     if not all(1 < factor < float("inf") for factor in found):
-        raise UsageError(f"{option} {text!r}: give numbers above 1, such as 2 or 2,4")
+        raise UsageError(
+            f"--prune {text!r}: give numbers above 1, such as 2 or 2,4; or auto, or none"
+        )
     return found
 
 

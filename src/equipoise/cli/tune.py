@@ -190,7 +190,7 @@ def command(
         fresh=fresh,
         float_fallback=float_fallback,
         train=train,
-        prune=_prunings(prune),
+        prune=options.prunings(prune),
         recovery=replace(Pruning().recovery, epochs=prune_epochs, learning_rate=prune_rate),
     )
     config = replace(config, goal=replace(config.goal, minimise=costs, weights=powers))
@@ -224,13 +224,6 @@ def _goal(
         max_memory_bytes=options.size_bytes(max_memory) if max_memory else None,
         confidence=confidence,
     )
-
-
-def _prunings(text: str) -> tuple[float, ...] | None:
-    """Speed-ups that are named; None to decide by the budget."""
-    if text == "auto":
-        return None
-    return options.factors("" if text == "none" else text, option="--prune")
 
 
 def _budget(budget: str, trials: int | None) -> Budget:
