@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from equipoise.compress.cutting import Pruning
 from equipoise.search.propose import Proposer, Seen, scaled_excess
 from equipoise.search.space import BASELINE, SpaceSettings, space_for
 from equipoise.search.surrogate import (
@@ -22,6 +23,24 @@ POINTS = list(SPACE.points())
 def value(point: tuple[int, ...]) -> float:
     """Effects of single choices that add up, as logarithms of latencies nearly do."""
     return sum(0.3 * index * (axis % 3) for axis, index in enumerate(point))
+
+
+def test_what_cannot_be_pruned_so_far_cannot_be_pruned_further() -> None:
+    """Less may still be possible; and where something else is to blame, it is that alone."""
+    prunings = tuple(Pruning(speedup=speedup) for speedup in (1.6, 1.3, 2.5))
+    space = space_for(SpaceSettings(saturates=False, prunings=prunings))
+    plain = space.at({"precision": BASELINE})
+    points = {
+        s: space.at({"precision": BASELINE, "model": f"pruned-{s}x"}) for s in (1.3, 1.6, 2.5)
+    }
+    proposer = Proposer(space)
+    proposer.exclude(points[1.6], applicable=[plain])
+    assert [proposer.may_apply(points[s]) for s in (1.3, 1.6, 2.5)] == [True, False, False]
+    proposer = Proposer(space)
+    fused = space.at({"precision": BASELINE, "model": "pruned-1.6x", "graph": "fused"})
+    proposer.exclude(fused, applicable=[plain, points[1.6]])
+    assert proposer.may_apply(points[2.5])
+    assert not proposer.may_apply(fused)
 
 
 def test_effects_of_choices_are_learned_from_a_few() -> None:

@@ -123,7 +123,7 @@ def command(
         ),
     ] = "auto",
     prune_epochs: Annotated[float, typer.Option(help="Epochs that train a pruned model.")] = 3.0,
-    prune_rate: Annotated[float, typer.Option(help="Learning rate of that.")] = 1e-4,
+    prune_rate: Annotated[float, typer.Option(help="Learning rate of that.")] = 2e-4,
     train: Annotated[
         str | None,
         typer.Option(help="Data to train a pruned model on; a part of --data if not given."),

@@ -104,15 +104,24 @@ class Proposer:
 
         Where another recipe that differs from it by one choice alone is possible, it is that choice
         that is not, whatever stands beside it; of several such choices the one on the last axis,
-        which says the least.
+        which says the least. What cannot be pruned so far cannot be pruned further either.
         """
         known = set(applicable)
         for axis, index in reversed(list(enumerate(point))):
             other = self._space.canonical((*point[:axis], 0, *point[axis + 1 :]))
             if index and other in known:
-                self._points = [p for p in self._points if p[axis] != index]
+                struck = self._struck(axis, index)
+                self._points = [p for p in self._points if p[axis] not in struck]
                 return
         self._points = [p for p in self._points if p != point]
+
+    def _struck(self, axis: int, index: int) -> set[int]:
+        """Choices of an axis that are impossible when the one at ``index`` is."""
+        found = self._space.axes[axis]
+        positions = found.positions()
+        if found.name != "model" or positions is None:
+            return {index}
+        return {i for i, position in enumerate(positions) if position >= positions[index]}
 
     def next(
         self, seen: Sequence[Seen], *, best: float | None, pending: Iterable[Point] = ()
