@@ -92,13 +92,13 @@ class Storage:
         if not _NAME.fullmatch(sha256):
             raise IntegrityError(f"{sha256!r:.80} is no SHA-256")
         with fs.replacing(to) as temporary:
-            with self._errors(missing=sha256):
-                self._place.get(sha256, temporary)
-            self._check(temporary, sha256)
-
-    def _check(self, file: Path, sha256: str) -> None:
-        found = fs.sha256_file(file)
-        if found != sha256:
+            # A transfer may go wrong, or meet another one: what is damaged is so every time.
+            for _ in range(_ATTEMPTS):
+                with self._errors(missing=sha256):
+                    self._place.get(sha256, temporary)
+                found = fs.sha256_file(temporary)
+                if found == sha256:
+                    return
             raise IntegrityError(
                 f"the storage {self._shown} is damaged: {sha256} has the SHA-256 {found}",
                 hint="Remove that file from the storage and run the same command again.",
