@@ -417,20 +417,21 @@ class Pipeline:
 
 
 def quantized(
-    config: QuantizeConfig, *, runner: StageRunner, machine: Machine, label: str
+    config: QuantizeConfig, *, runner: StageRunner, machine: Machine, label: str = ""
 ) -> StageResult[QuantizeRecord]:
     """Quantise; where stages run at once, nodes are timed in one of its own, on ``machine``."""
     # Among others, times would be those of a busy machine, or of one that is not the device.
     config = replace(config, apart=runner.slots > 1)
-    found = runner.run(QUANTIZE, config, label=f"{label}: quantise")
+    of = f"{label}: " if label else ""
+    found = runner.run(QUANTIZE, config, label=f"{of}quantise")
     if found.record.file:
         return found
     question = ProfileConfig(
         designs=found.files / DESIGNS, machine=record.dumps(machine), threads=config.threads
     )
-    profile = runner.run(PROFILE, question, label=f"{label}: time the nodes").record
+    profile = runner.run(PROFILE, question, label=f"{of}time the nodes").record
     again = replace(config, profile=profile)
-    return runner.run(QUANTIZE, again, label=f"{label}: quantise by times")
+    return runner.run(QUANTIZE, again, label=f"{of}quantise by times")
 
 
 def prepare(data: DataConfig, *, source: Source, runner: StageRunner) -> StageResult[DataRecord]:

@@ -257,9 +257,7 @@ class _Job:
             ranges=self._request.ranges,
             threads=self._threads,
         )
-        found = quantized(
-            config, runner=self._runner, machine=self._machine, label=self._request.model.name
-        )
+        found = quantized(config, runner=self._runner, machine=self._machine)
         return found.record, found.files
 
 
