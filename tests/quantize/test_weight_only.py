@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from equipoise import onnxio, record
 from equipoise.errors import DataError, NonFiniteError, RecipeError, SourceError
+from equipoise.quantize.blocked_form import pack
 from equipoise.quantize.blockwise import BlockGrid, Gptq, HalfQuadratic, Nearest
 from equipoise.quantize.layers import find_layers, read_array, write_array
 from equipoise.quantize.weight_only import (
     WeightOnly,
-    _packed,
     choose_blocks,
     quantize_blocks,
 )
@@ -143,7 +143,7 @@ def test_tables_as_rows_and_accuracy_levels() -> None:
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=33))
 def test_packing_puts_the_first_code_in_the_low_half(codes: list[int]) -> None:
     """As ONNX defines INT4 and as ONNX Runtime reads its own operators."""
-    packed = _packed(np.array(codes, dtype=np.uint8), 4)
+    packed = pack(np.array(codes, dtype=np.uint8), 4)
     unpacked = np.stack([packed & 15, packed >> 4], axis=-1).ravel()[: len(codes)]
     assert unpacked.tolist() == codes
     assert packed.size == -(-len(codes) // 2)

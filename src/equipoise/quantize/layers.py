@@ -82,6 +82,11 @@ class Layer:
         """Number of output channels."""
         return self.shape[self.channel_axis]
 
+    @property
+    def inputs(self) -> int:
+        """Number of weights of each output channel."""
+        return math.prod(self.shape) // self.channels
+
     def rows(self, stored: Array) -> Array:
         """A stored weight as ``[groups, outputs, inputs]``."""
         matrix = np.moveaxis(stored, self.channel_axis, 0)

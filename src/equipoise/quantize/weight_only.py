@@ -16,6 +16,12 @@ import numpy as np
 
 from equipoise import extras, onnxio
 from equipoise.errors import DataError, RecipeError
+from equipoise.quantize.blocked_form import (
+    SMALLEST_BLOCK,
+    Form,
+    rewrite_gathers,
+    rewrite_product,
+)
 from equipoise.quantize.blockwise import (
     Algorithm,
     BlockGrid,
@@ -33,12 +39,10 @@ from equipoise.quantize.observe import observing
 from equipoise.quantize.weights import quantize_weights, read_in_subgraphs
 from equipoise.spec import Array, Feeds
 
-MICROSOFT: Final = "com.microsoft"
 _BLOCKS_OPSET: Final = 21
 """Blocks and 4-bit types came to DequantizeLinear with this opset, and with IR version 10."""
 
 _BLOCKS_IR: Final = 10
-_SMALLEST_BLOCK: Final = 16
 _MINIMUM_VALUES: Final = 1024
 """A smaller weight saves less than the names of its new tensors take."""
 
@@ -60,7 +64,7 @@ class WeightOnly:
     kind: Literal["weight-only-blocks"] = "weight-only-blocks"
     grid: BlockGrid = field(default_factory=BlockGrid)
     algorithm: Algorithm = field(default_factory=Nearest)
-    form: Literal["matmulnbits", "qdq"] = "matmulnbits"
+    form: Form = "matmulnbits"
     accuracy_level: Literal[0, 1, 2, 3, 4] = 0
     tables: Literal["blocks", "int8", "float"] = "int8"
 
@@ -136,7 +140,13 @@ def quantize_blocks(
     chosen, passes = choose_blocks(model, layers, scheme=scheme, rows=rows)
     record = [_told(model, layer, chosen[layer.weight]) for layer in layers]
     for layer in layers:
-        _rewrite_product(model, layer, chosen[layer.weight], scheme=scheme)
+        rewrite_product(
+            model,
+            layer,
+            chosen[layer.weight],
+            form=scheme.form,
+            accuracy_level=scheme.accuracy_level,
+        )
     if scheme.tables == "blocks":
         record += block_tables(model, scheme)
     int8 = frozenset({"Gather"}) if scheme.tables == "int8" else frozenset()
@@ -200,7 +210,7 @@ def _groups(layers: Sequence[Layer], *, limit_bytes: int) -> Iterator[list[Layer
     group: list[Layer] = []
     held: dict[str, int] = {}
     for layer in sorted(layers, key=lambda one: [x.input for x in layers].index(one.input)):
-        size = 8 * _inputs(layer) ** 2
+        size = 8 * layer.inputs**2
         if group and layer.input not in held and sum(held.values()) + size > limit_bytes:
             yield group
             group, held = [], {}
@@ -210,14 +220,10 @@ def _groups(layers: Sequence[Layer], *, limit_bytes: int) -> Iterator[list[Layer
         yield group
 
 
-def _inputs(layer: Layer) -> int:
-    return math.prod(layer.shape) // layer.channels
-
-
 def _hessians(model: Any, group: Sequence[Layer], rows: Iterable[Feeds]) -> dict[str, Array]:
     """Input of a layer -> sum of ``x x^T`` over all its positions in all rows, float64."""
     by_input = {layer.input: layer for layer in group}
-    sums = {name: np.zeros((_inputs(layer),) * 2) for name, layer in by_input.items()}
+    sums = {name: np.zeros((layer.inputs,) * 2) for name, layer in by_input.items()}
     seen = 0
     with observing(model, by_input) as observe:
         for feeds in rows:
@@ -242,7 +248,7 @@ def _products(model: Any, float_nodes: frozenset[str]) -> tuple[Layer, ...]:
         and layer.name not in float_nodes
         and layer.weight not in elsewhere
         and math.prod(layer.shape) >= _MINIMUM_VALUES
-        and _inputs(layer) >= _SMALLEST_BLOCK
+        and layer.inputs >= SMALLEST_BLOCK
     )
 
 
@@ -263,7 +269,7 @@ def _kept(model: Any, layers: Sequence[Layer], float_nodes: frozenset[str]) -> I
 
 
 def _misfit(tensor: Any) -> str:
-    if math.prod(tensor.dims) < _MINIMUM_VALUES or min(tensor.dims) < _SMALLEST_BLOCK:
+    if math.prod(tensor.dims) < _MINIMUM_VALUES or min(tensor.dims) < SMALLEST_BLOCK:
         return f"its weight of shape {list(tensor.dims)} is too small for blocks"
     if len(tensor.dims) != 2:
         return f"its weight of shape {list(tensor.dims)} is no matrix"
@@ -285,125 +291,6 @@ def _weight_sqnr(matrix: Array, blocks: Blocks) -> float | None:
     return 10 * math.log10(signal / noise) if noise and signal else None
 
 
-def _rewrite_product(model: Any, layer: Layer, blocks: Blocks, *, scheme: WeightOnly) -> None:
-    if scheme.form == "qdq":
-        _dequantize_blocks(model, layer, blocks)
-    else:
-        _use_matmulnbits(model, layer, blocks, accuracy_level=scheme.accuracy_level)
-
-
-def _use_matmulnbits(model: Any, layer: Layer, blocks: Blocks, *, accuracy_level: int) -> None:
-    """Replace the product by MatMulNBits, and by an Add where a Gemm has something to add."""
-    helper = extras.require("onnx").helper
-    node = layer.node
-    added = layer.operator == "Gemm" and len(node.input) > 2 and node.input[2]
-    product = f"{node.output[0]}.product" if added else node.output[0]
-    packed = _add_packed(model, layer.weight, blocks, codes=_padded_codes(blocks))
-    nodes = [
-        helper.make_node(
-            "MatMulNBits",
-            [layer.input, *packed],
-            [product],
-            name=node.name,
-            domain=MICROSOFT,
-            K=_inputs(layer),
-            N=layer.channels,
-            bits=blocks.grid.bits,
-            block_size=_kernel_width(blocks),
-            accuracy_level=accuracy_level,
-        )
-    ]
-    if added:
-        names = [product, node.input[2]]
-        nodes.append(helper.make_node("Add", names, [node.output[0]], name=f"{node.name}.bias"))
-    _replace(model, node, nodes)
-
-
-def _add_packed(model: Any, name: str, blocks: Blocks, *, codes: Array) -> list[str]:
-    """Add codes, scales and zero points as ONNX Runtime's operators read them; their names."""
-    tensors = {f"{name}.codes": codes, f"{name}.scales": blocks.scales}
-    if not blocks.grid.symmetric:
-        tensors[f"{name}.zeros"] = _packed(blocks.zeros, blocks.grid.bits)
-    to_tensor = extras.require("onnx").numpy_helper.from_array
-    model.graph.initializer.extend(to_tensor(array, key) for key, array in tensors.items())
-    if not any(opset.domain == MICROSOFT for opset in model.opset_import):
-        model.opset_import.append(extras.require("onnx").helper.make_opsetid(MICROSOFT, 1))
-    return list(tensors)
-
-
-def _kernel_width(blocks: Blocks) -> int:
-    """Block size for ONNX Runtime's operators, which take powers of two alone."""
-    return max(_SMALLEST_BLOCK, 1 << (blocks.width - 1).bit_length())
-
-
-def _padded_codes(blocks: Blocks) -> Array:
-    """Codes as MatMulNBits reads them: uint8 ``[outputs, blocks, block size * bits / 8]``."""
-    outputs, inputs = blocks.codes.shape
-    count = blocks.scales.shape[1]
-    padded = np.pad(blocks.codes, ((0, 0), (0, count * _kernel_width(blocks) - inputs)))
-    return _packed(padded, blocks.grid.bits).reshape(outputs, count, -1)
-
-
-def _packed(codes: Array, bits: int) -> Array:
-    """Two codes of 4 bits per byte along the last axis, the first in the low half."""
-    if bits == 8:
-        return codes
-    even = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, codes.shape[-1] % 2)])
-    packed: Array = even[..., ::2] | (even[..., 1::2] << 4)
-    return packed
-
-
-def _dequantize_blocks(model: Any, layer: Layer, blocks: Blocks) -> None:
-    """Put a DequantizeLinear in the place of the weight; the product itself stays."""
-    tensors = [
-        _standard_tensor(f"{layer.weight}.codes", blocks.codes, layer, blocks.grid),
-        _float_tensor(f"{layer.weight}.scales", blocks.scales, layer),
-    ]
-    # Optional by the standard, but ONNX Runtime's exact mode fails on int8 without it.
-    if not blocks.grid.symmetric or blocks.grid.bits == 8:
-        tensors.append(_standard_tensor(f"{layer.weight}.zeros", blocks.zeros, layer, blocks.grid))
-    whole = blocks.scales.shape[1] == 1
-    if whole:  # one scale per output is the older, per-axis form, which more runtimes read
-        for tensor in tensors[1:]:
-            del tensor.dims[1 - layer.channel_axis]
-    model.graph.initializer.extend(tensors)
-    attributes = {"axis": layer.channel_axis} if whole else {
-        "axis": 1 - layer.channel_axis, "block_size": blocks.width,
-    }  # fmt: skip
-    node = extras.require("onnx").helper.make_node(
-        "DequantizeLinear",
-        [tensor.name for tensor in tensors],
-        [layer.weight],
-        name=f"{layer.weight}.dequantize",
-        **attributes,
-    )
-    model.graph.node.insert(0, node)
-
-
-def _oriented(array: Array, layer: Layer) -> Array:
-    """``[outputs, inputs or blocks]`` in the order in which the graph stores the weight."""
-    return np.ascontiguousarray(array if layer.channel_axis == 0 else array.T)
-
-
-def _float_tensor(name: str, array: Array, layer: Layer) -> Any:
-    return extras.require("onnx").numpy_helper.from_array(_oriented(array, layer), name)
-
-
-def _standard_tensor(name: str, codes: Array, layer: Layer, grid: BlockGrid) -> Any:
-    """Codes as a tensor of the standard's own type: INT4, UINT4, INT8 or UINT8."""
-    onnx = extras.require("onnx")
-    kind = f"{'INT' if grid.symmetric else 'UINT'}{grid.bits}"
-    values = codes - np.uint8(grid.middle) if grid.symmetric else codes
-    oriented = _oriented(values & np.uint8(grid.levels), layer)
-    flat = oriented if grid.bits == 8 else _packed(oriented.ravel(), grid.bits)
-    return onnx.TensorProto(
-        name=name,
-        data_type=onnx.TensorProto.DataType.Value(kind),
-        dims=oriented.shape,
-        raw_data=flat.tobytes(),
-    )
-
-
 def block_tables(model: Any, scheme: WeightOnly) -> list[BlockedWeight]:
     """Store the tables of ``model`` in blocks of the grid of ``scheme``, in place.
 
@@ -414,9 +301,7 @@ def block_tables(model: Any, scheme: WeightOnly) -> list[BlockedWeight]:
     for name, gathers in list(_tables(model, scheme.grid)):
         table = read_array(model, name)
         blocks = _without_data(table, scheme)
-        packed = _add_packed(model, name, blocks, codes=_packed(blocks.codes, scheme.grid.bits))
-        for gather in gathers:
-            _replace(model, gather, [_gather_blocks(gather, packed, blocks)])
+        rewrite_gathers(model, name, blocks, gathers=gathers)
         onnxio.remove_initializer(model, name)
         sqnr = _weight_sqnr(table, blocks)
         told.append(BlockedWeight(name=name, operator="Gather", shape=table.shape, sqnr_db=sqnr))
@@ -426,21 +311,6 @@ def block_tables(model: Any, scheme: WeightOnly) -> list[BlockedWeight]:
 def has_tables(model: Any) -> bool:
     """Whether :func:`block_tables` with the default grid finds anything in ``model``."""
     return next(_tables(model, BlockGrid()), None) is not None
-
-
-def _gather_blocks(gather: Any, packed: list[str], blocks: Blocks) -> Any:
-    codes, *rest = packed
-    return extras.require("onnx").helper.make_node(
-        "GatherBlockQuantized",
-        [codes, gather.input[1], *rest],
-        list(gather.output),
-        name=gather.name,
-        domain=MICROSOFT,
-        bits=blocks.grid.bits,
-        block_size=_kernel_width(blocks),
-        gather_axis=0,
-        quantize_axis=1,
-    )
 
 
 def _tables(model: Any, grid: BlockGrid) -> Iterator[tuple[str, list[Any]]]:
@@ -453,7 +323,7 @@ def _tables(model: Any, grid: BlockGrid) -> Iterator[tuple[str, list[Any]]]:
         if tensor is None or tensor.data_type != float32 or len(tensor.dims) != 2:
             continue
         rows, columns = tensor.dims
-        fits = columns >= _SMALLEST_BLOCK and columns * grid.bits % 8 == 0
+        fits = columns >= SMALLEST_BLOCK and columns * grid.bits % 8 == 0
         if not fits or rows * columns < _MINIMUM_VALUES or name in elsewhere:
             continue
         if all(_gathers_rows(node, name) for node in readers):
@@ -463,10 +333,3 @@ def _tables(model: Any, grid: BlockGrid) -> Iterator[tuple[str, list[Any]]]:
 def _gathers_rows(node: Any, table: str) -> bool:
     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
     return node.op_type == "Gather" and node.input[0] == table and axis in {0, -2}
-
-
-def _replace(model: Any, node: Any, nodes: list[Any]) -> None:
-    position = next(i for i, other in enumerate(model.graph.node) if other is node or other == node)
-    del model.graph.node[position]
-    for offset, new in enumerate(nodes):
-        model.graph.node.insert(position + offset, new)
