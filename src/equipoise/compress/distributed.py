@@ -54,8 +54,8 @@ def accelerator(settings: TrainSettings, *, rendezvous: Path | None = None) -> I
 
     Raises:
         IncompatibleError: This device does not compute in that precision.
-        UsageError: The launcher was told to use another way to divide the model, or settings
-            exclude each other.
+        UsageError: The launcher was told to use another way to divide the model or started more
+            processes than there are GPUs, or settings exclude each other.
     """
     accelerate, state = extras.require("accelerate"), extras.require("accelerate.state")
     cpu = _on_cpu()
@@ -89,7 +89,20 @@ def _on_cpu() -> bool:
     return asked or not torch.cuda.is_available()
 
 
+def check_devices(processes: int) -> None:
+    """Raise UsageError where so many processes of this machine would have to share GPUs."""
+    if _on_cpu():
+        return
+    gpus = extras.require("torch").cuda.device_count()
+    if processes > gpus:
+        raise UsageError(
+            f"{processes} processes need as many GPUs; this machine has {gpus}",
+            hint=f"Start {gpus} at most, or set ACCELERATE_USE_CPU=1 to train on the CPU.",
+        )
+
+
 def _check(settings: TrainSettings, *, cpu: bool) -> None:
+    check_devices(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     for name in _ELSEWHERE:
         if os.environ.get(name, "").lower() in {"1", "true"}:
             raise UsageError(

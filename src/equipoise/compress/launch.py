@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from equipoise import extras, fs, progress, record
-from equipoise.errors import BackendError, EquipoiseError, UsageError
+from equipoise import fs, progress, record
+from equipoise.compress.distributed import check_devices
+from equipoise.errors import BackendError, EquipoiseError
 from equipoise.isolation import Request, death_of, forward, last_words, told_error
 
 _INTERVAL_S: Final = 0.05
+_LOST: Final = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _GRACE_S: Final = 0.5
 """So long, the one that died first may be known later than those that it took along."""
 
@@ -41,7 +43,7 @@ def launch(function: str, config: object, *, processes: int, threads: int, outpu
         BackendError: One was killed or died; says which and how.
         UsageError: There are not as many GPUs as processes.
     """
-    _check_devices(processes)
+    check_devices(processes)
     with fs.scratch_directory() as folder:
         ranks = [fs.make_directory(folder / f"rank-{rank}") for rank in range(processes)]
         request = Request(
@@ -54,16 +56,6 @@ def launch(function: str, config: object, *, processes: int, threads: int, outpu
             fs.write_json(place / "request.json", request)
         _run(ranks, threads=threads)
         return fs.read_text(ranks[0] / "result.json", error=BackendError)
-
-
-def _check_devices(processes: int) -> None:
-    torch = extras.require("torch")
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gpus and processes > gpus and not os.environ.get("ACCELERATE_USE_CPU"):
-        raise UsageError(
-            f"{processes} processes need as many GPUs; this machine has {gpus}",
-            hint=f"Use --processes {gpus}, or set ACCELERATE_USE_CPU=1 to train on the CPU.",
-        )
 
 
 def _run(ranks: Sequence[Path], *, threads: int) -> None:
@@ -116,7 +108,7 @@ def _ignore(_done: int, _total: int) -> None:
 def _failure(ranks: Sequence[Path], children: Sequence[Any]) -> EquipoiseError:
     """What went wrong first: an error that was told, else a death, else an exit.
 
-    The others fail too, when the connection to it breaks.
+    The others fail too, when the connection to it breaks, and may be known before it is.
     """
     deadline = time.monotonic() + _GRACE_S
     while time.monotonic() < deadline and not any(map(_is_cause, ranks, children)):
@@ -126,12 +118,18 @@ def _failure(ranks: Sequence[Path], children: Sequence[Any]) -> EquipoiseError:
         return told[0]
     codes = {rank: child.poll() for rank, child in enumerate(children)}
     dead = {rank: code for rank, code in codes.items() if code}
-    rank = min(dead, key=lambda r: (dead[r] >= 0, r))
+    rank = min(dead, key=lambda r: (dead[r] >= 0, _lost_another(ranks[r]), r))
     words = last_words(ranks[rank])
     return BackendError(
         f"process {rank} of {len(ranks)} {death_of(dead[rank])}"
         + (f"; its last words:\n{words}" if words else ""),
     )
+
+
+def _lost_another(place: Path) -> bool:
+    """Whether a process ended because another one had, by Gloo's words for it."""
+    words = last_words(place)
+    return any(said in words for said in _LOST)
 
 
 def _is_cause(place: Path, child: Any) -> bool:

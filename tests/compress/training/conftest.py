@@ -92,6 +92,12 @@ def pictures(count: int, *, seed: int) -> tuple[list[dict[str, Any]], list[dict[
     return inputs, [{"label": np.array(c)} for c in classes]
 
 
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For several processes, which a machine with one GPU has no GPUs for."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """Trains in a directory of its own.

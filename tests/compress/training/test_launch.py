@@ -20,6 +20,8 @@ from equipoise.compress.launch import launch, threads_each
 from equipoise.compress.train import RankConfig, TrainRecord, train
 from equipoise.errors import BackendError, DataError, UsageError
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 WAIT_S = 120
 FUNCTIONS = """
 import dataclasses, os, signal, sys, time
@@ -52,10 +54,15 @@ def work(config: Config, *, output: Path) -> Result:
             raise DataError("sample 3 is bad", hint="Mend it.")
         case "die", 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        case "exit", 1:
+        case "exit" | "take along", 1:
             print("no such device", file=sys.stderr)
             sys.exit(3)
-        case ("refuse" | "die" | "exit" | "hang"), _:
+        case "take along", 0:
+            while not (output / "pid-1").exists():
+                time.sleep(0.01)
+            time.sleep(0.1)
+            sys.exit("RuntimeError: [pair.cc:547] Connection closed by peer [127.0.0.1]:39812")
+        case ("refuse" | "die" | "exit" | "take along" | "hang"), _:
             time.sleep(600)
     world, threads = int(os.environ["WORLD_SIZE"]), os.environ["OMP_NUM_THREADS"]
     return Result(rank=rank, world=world, threads=threads)
@@ -113,6 +120,7 @@ def test_the_first_gives_the_record_and_its_progress(start: Callable[[str], str]
         ("refuse", DataError, "sample 3 is bad\nMend it."),
         ("die", BackendError, "process 1 of 3 was killed by SIGKILL"),
         ("exit", BackendError, "process 1 of 3 ended with exit code 3; its last words:\nno such"),
+        ("take along", BackendError, "process 1 of 3 ended with exit code 3"),
     ],
 )
 def test_the_failure_of_one_ends_all_and_is_told(
@@ -258,7 +266,11 @@ def test_more_processes_than_gpus_are_refused(bench: Any, monkeypatch: pytest.Mo
     """With the two ways out."""
     import torch
 
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match="2 processes need as many GPUs; this machine has 1"):
         train(bench.config(processes=2), output=bench.folder)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UsageError, match="3 processes need as many GPUs; this machine has 1"):
+        train(bench.config(), output=bench.folder)

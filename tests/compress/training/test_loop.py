@@ -153,6 +153,7 @@ def test_an_objective_may_tell_its_counts(bench: Any, monkeypatch: pytest.Monkey
     assert Objectives.forwards == 2 * whole.steps
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_two_processes_learn_what_one_does(bench: Any) -> None:
     """The same loss curve at the same global batch, each part of it, and the same metric."""
     one = bench.train(bench.taught())
@@ -165,6 +166,7 @@ def test_two_processes_learn_what_one_does(bench: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
     ("processes", "settings"),
     [
@@ -187,6 +189,7 @@ def test_any_division_learns_what_one_process_does(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("on_cpu")
 def test_a_transformer_learns_the_same_in_two_processes_sharded_or_not(bench: Any) -> None:
     """A BERT beside a teacher: task, logits, hidden states and attention; a plain directory."""
     transformers = pytest.importorskip("transformers")
@@ -234,6 +237,7 @@ def test_batch_normalisation_trains_and_dropout_does_not(bench: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("on_cpu")
 def test_statistics_of_batch_normalisation_are_the_mean_of_all_processes(bench: Any) -> None:
     """One process and two see other shares, and come to near statistics; both learn."""
     settings = {"batch_size": 32, "epochs": 16}
@@ -306,6 +310,7 @@ def test_unlabelled_data_is_learned_from_a_teacher(bench: Any) -> None:
         bench.train(bench.taught(metric="cosine"), place="third")
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_what_cannot_be_trained_is_refused(bench: Any) -> None:
     """Before anything is computed, each with what is wrong."""
     with pytest.raises(UsageError, match="compares with a teacher, and there is none"):
@@ -344,6 +349,26 @@ def test_bfloat16_learns_too_and_weights_stay_in_float32(bench: Any) -> None:
     found = bench.train(bench.config(settings={"precision": "bfloat16"}), place="half")
     assert 1e-6 < difference(exact, found) < 0.1
     assert {t.dtype for t in bench.weights("half").values()} == {np.dtype(np.float32)}
+
+
+def test_a_gpu_learns_what_the_cpu_does(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 the same, in half precision nearly; a teacher beside it."""
+    if not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    objective = Objective(task=1, logits=1)
+    found = {
+        precision: bench.train(
+            bench.taught(settings={"precision": precision, "objective": objective}),
+            place=precision,
+        )
+        for precision in ("float32", "float16", "bfloat16")
+    }
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    cpu = bench.train(bench.taught(settings={"objective": objective}), place="cpu")
+    assert difference(cpu, found["float32"]) < 1e-3
+    assert 1e-6 < difference(cpu, found["float16"]) < 0.1
+    assert 1e-6 < difference(cpu, found["bfloat16"]) < 0.1
+    assert found["float16"].best_metric == pytest.approx(cpu.best_metric, abs=0.03)
 
 
 def test_quantisation_is_simulated_in_training_and_evaluation(bench: Any) -> None:
