@@ -55,7 +55,12 @@ class ReplayLab:
             raise BackendError(entry.failure)
         first = self._first.setdefault(entry.recipe.name, recipe.name)
         twin = "" if first == recipe.name else first
-        return Built(size_bytes=entry.size_bytes, kernels={}, twin=twin)
+        return Built(
+            size_bytes=entry.size_bytes,
+            kernels={},
+            twin=twin,
+            kept_db=self._table.entries[recipe.name].kept_db,
+        )
 
     def time(self, recipe: Recipe, *, quick: bool = False, take: int = 0) -> Timed:  # noqa: ARG002
         """See Lab. In few rounds the interval is twice as wide."""

@@ -53,6 +53,7 @@ class Entry:
         latency_ms: Of one inference.
         speedup: Float latency over its own.
         seconds: How long making and measuring it took, stages that others share not counted again.
+        kept_db: See :class:`~equipoise.search.lab.Built`.
     """
 
     recipe: Recipe
@@ -64,6 +65,7 @@ class Entry:
     latency_ms: Interval | None = None
     speedup: Interval | None = None
     seconds: float = 0.0
+    kept_db: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +125,7 @@ def _measured(recipe: Recipe, lab: StageLab) -> tuple[Entry, Array | None]:
     try:
         built = lab.build(recipe)
         if built.twin:
-            return Entry(recipe=recipe, twin=built.twin), None
+            return Entry(recipe=recipe, twin=built.twin, kept_db=built.kept_db), None
         timed, scored, weighed = lab.time(recipe), lab.score(recipe), lab.weigh(recipe)
     except RecipeError as error:
         return Entry(recipe=recipe, failure=error.message, applicable=False), None
@@ -135,6 +137,7 @@ def _measured(recipe: Recipe, lab: StageLab) -> tuple[Entry, Array | None]:
         peak_memory_bytes=weighed.peak_memory_bytes,
         latency_ms=timed.latency_ms,
         speedup=timed.speedup,
+        kept_db=built.kept_db,
     )
     return entry, scored.statistics
 

@@ -189,10 +189,17 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A model made by a recipe: its file, and what the stages noticed, in words."""
+    """A model made by a recipe.
+
+    Attributes:
+        model: Its file.
+        notes: What the stages noticed, in words.
+        kept_db: See :class:`~equipoise.quantize.quantize.QuantizeRecord`.
+    """
 
     model: Path
     notes: tuple[str, ...]
+    kept_db: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +295,7 @@ class Pipeline:
         return Made(
             model=quantized.files / quantized.record.file,
             notes=(*made.notes, *quantized.record.notes),
+            kept_db=quantized.record.kept_db,
         )
 
     def float_of(self, recipe: Recipe) -> Made:

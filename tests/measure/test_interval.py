@@ -158,6 +158,24 @@ def test_bounds_hold_for_all_candidates_together() -> None:
     assert alone > 15
 
 
+def test_candidates_that_are_wrong_together_widen_each_other_little() -> None:
+    """Ten that lose on the same samples are one claim; ten with losses of their own are ten."""
+    reference, generator = decisions(np.ones(2000)), np.random.default_rng(3)
+    right = [generator.random(2000) >= 0.05 for _ in range(10)]
+
+    def reach(candidates: list[np.ndarray], *, discrete: bool) -> float:
+        drawn = [
+            draw_drop(reference, decisions(one), value, discrete=discrete, seed=seed)
+            for seed, one in enumerate(candidates)
+        ]
+        return bounded(drawn)[0].high - drawn[0].value
+
+    same = right[:1] * 10
+    assert reach(same, discrete=False) == reach(same[:1], discrete=False)
+    assert reach(same, discrete=True) < reach(right, discrete=True)
+    assert reach(right, discrete=False) > 1.1 * reach(right[:1], discrete=False)
+
+
 def test_losses_are_bounded_as_a_rare_event_is() -> None:
     """k losses of n: the bound is the 95 % quantile of a gamma distribution of k + 1."""
     quantiles = {0: 2.996, 1: 4.744, 2: 6.296, 5: 10.513}

@@ -27,6 +27,7 @@ class Line:
     memory_bytes: int = 5000
     lost: int = 0
     """Samples that it decides wrongly and the reference rightly."""
+    kept_db: float | None = None
 
 
 def accuracy(right: np.ndarray) -> np.ndarray:
@@ -50,7 +51,8 @@ class TableLab:
 
     def build(self, recipe: Recipe) -> Built:
         self.calls["build", recipe.name] += 1
-        return Built(size_bytes=self.lookup(recipe).size_bytes, kernels={})
+        line = self.lookup(recipe)
+        return Built(size_bytes=line.size_bytes, kernels={}, kept_db=line.kept_db)
 
     def time(self, recipe: Recipe, *, quick: bool = False, take: int = 0) -> Timed:
         kind = "fresh" if take else "quick" if quick else "time"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tests.search.table_lab import Line, TableLab, landscape
 
 from equipoise.errors import BackendError, InterruptedRunError, OutputError
+from equipoise.quantize.schemes import StaticInt8
 from equipoise.recipe import Recipe
 from equipoise.search.choose import nearest, prices, speedup
 from equipoise.search.goal import Goal
@@ -103,6 +105,25 @@ def test_what_changes_nothing_is_tried_once_on_each_axis() -> None:
     found = run(budget=Budget(trials=24))
     fused = [c for c in found.candidates if c.recipe.fused]
     assert [c.verdict for c in fused] == ["not applicable"]
+
+
+def test_what_would_make_the_same_engine_again_is_not_tried() -> None:
+    """Static int8 that was asked for 20 dB and keeps 32 is the same for 25 and 30, not for 35."""
+
+    def keeping(recipe: Recipe) -> Line:
+        if not isinstance(recipe.quantization, StaticInt8) or recipe.fused:
+            return landscape(recipe)
+        asked = recipe.quantization.min_sqnr_db
+        return Line(speedup=3.0 - asked / 100, kept_db=32.0 if asked < 32 else 33.0)
+
+    found = run(TableLab(keeping), budget=Budget(trials=60))
+    tried: dict[StaticInt8, set[float]] = {}
+    for one in found.candidates:
+        if isinstance(one.recipe.quantization, StaticInt8) and not one.recipe.fused:
+            scheme = replace(one.recipe.quantization, min_sqnr_db=0.0)
+            tried.setdefault(scheme, set()).add(one.recipe.quantization.min_sqnr_db)
+    assert any(0.0 in levels for levels in tried.values())
+    assert all(sum(level < 32 for level in levels) <= 2 for levels in tried.values())
 
 
 def test_what_is_slower_and_no_smaller_is_dropped_after_few_rounds() -> None:

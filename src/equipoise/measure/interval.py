@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 from typing import Final
 
@@ -72,6 +73,18 @@ class DrawnDrop:
     drawn: Values
     unseen: Values
 
+    @cached_property
+    def whole(self) -> Values:
+        """``[resamples]``: what is lost, seen or not."""
+        return self.drawn + self.unseen
+
+    @cached_property
+    def tails(self) -> Values:
+        """``[resamples]``: the share of resamples in which at least as much is lost."""
+        ranks = np.empty(len(self.whole))
+        ranks[np.argsort(-self.whole, kind="stable")] = np.arange(1, len(self.whole) + 1)
+        return ranks / len(ranks)
+
 
 def draw_drop(
     reference: Values | None,
@@ -131,9 +144,11 @@ def bounded(
     ``low`` is that of each alone. The ``high`` ones hold together, for all candidates with the
     stated confidence, so that the best may be picked among those that pass. What may be wrong is
     spent on the candidates in their order, in proportion to ``1 / j - 1 / (j + 1)`` for the
-    ``j``-th (a weighted Bonferroni inequality: Holm, Scandinavian Journal of Statistics 6, 1979):
-    the first ones, which would be chosen, have bounds little wider than alone. What certainly loses
-    more than ``allowed`` cannot pass, so it can make no claim false, and nothing is spent on it.
+    ``j``-th: the first ones, which would be chosen, have bounds little wider than alone. Candidates
+    that are wrong on the same samples are wrong together, so the levels are such that in the stated
+    share of resamples none of them loses more than its bound (the weighted minimum of p-values:
+    Westfall and Young, Resampling-Based Multiple Testing, 1993, ch. 2). What certainly loses more
+    than ``allowed`` cannot pass, so it can make no claim false, and nothing is spent on it.
 
     Args:
         drops: Of all candidates, the ones that matter most first. The order must not come from
@@ -144,22 +159,26 @@ def bounded(
     lows = [float(np.quantile(drop.drawn, 1 - confidence)) for drop in drops]
     may_pass = [i for i, low in enumerate(lows) if allowed is None or low <= allowed]
     levels = np.full(len(drops), confidence)
-    levels[may_pass] = 1 - (1 - confidence) * _spent(len(may_pass))
+    levels[may_pass] = 1 - _spent([drops[i] for i in may_pass], wrong=1 - confidence)
     return tuple(
         Interval(value=drop.value, low=low, high=max(_upper(drop, float(level)), drop.value))
         for drop, low, level in zip(drops, lows, levels, strict=True)
     )
 
 
-def _spent(count: int) -> Values:
-    """``[count]`` shares of what may be wrong; they add up to 1."""
-    ranks = np.arange(1, count + 1)
-    shares: Values = (1 / ranks - 1 / (ranks + 1)) * ((count + 1) / max(count, 1))
-    return shares
+def _spent(drops: Sequence[DrawnDrop], *, wrong: float) -> Values:
+    """``[drops]``: how often each may be wrong, so that any of them is in a share ``wrong``."""
+    if not drops:
+        return np.zeros(0)
+    ranks = np.arange(1, len(drops) + 1)
+    shares = 1 / ranks - 1 / (ranks + 1)
+    least = np.min([drop.tails / share for drop, share in zip(drops, shares, strict=True)], axis=0)
+    spent: Values = shares * np.quantile(least, wrong, method="lower")
+    return spent
 
 
 def _upper(drop: DrawnDrop, level: float) -> float:
-    return float(np.quantile(drop.drawn + drop.unseen, level))
+    return float(np.quantile(drop.whole, level))
 
 
 def paired_drop(

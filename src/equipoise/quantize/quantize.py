@@ -95,6 +95,9 @@ class QuantizeRecord:
         optimized_sqnr_db: The same as the runtime runs it with all its optimisations.
         simulated: Whether both were simulated in float, because the runtime has no kernels for the
             type on this machine.
+        kept_db: What a static scheme compared with its ``min_sqnr_db``: the same with the rounding
+            of activations and weights alone. Asking for anything between the two makes the same
+            model. None for other schemes.
     """
 
     file: str
@@ -105,6 +108,7 @@ class QuantizeRecord:
     sqnr_db: float | None
     optimized_sqnr_db: float | None
     simulated: bool = False
+    kept_db: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,7 @@ class _Made:
     float_nodes: tuple[FloatNode, ...] = ()
     treatments: tuple[Treatment, ...] = ()
     simulated: Score | None = None
+    kept_db: float | None = None
 
 
 def quantize(config: QuantizeConfig, *, output: Path) -> QuantizeRecord:
@@ -154,6 +159,7 @@ def quantize(config: QuantizeConfig, *, output: Path) -> QuantizeRecord:
         sqnr_db=scores[0].sqnr_db,
         optimized_sqnr_db=scores[1].sqnr_db,
         simulated=simulated is not None,
+        kept_db=made.kept_db,
     )
 
 
@@ -342,6 +348,7 @@ def _static(
         notes=notes,
         float_nodes=(*spared.nodes, *prepared.kept),
         treatments=prepared.treatments,
+        kept_db=spared.sqnr_db,
     )
 
 

@@ -24,6 +24,8 @@ class Built:
         kernels: Operator type -> count after the runtime's own rewriting.
         notes: What the stages noticed, in words.
         twin: Name of the recipe that has made the same engine before; empty if none has.
+        kept_db: Signal to noise that static int8 keeps: whatever it is asked to keep between that
+            and what it was asked for makes the same engine. None for other schemes.
     """
 
     size_bytes: int
@@ -31,6 +33,7 @@ class Built:
     kernels: dict[str, int]
     notes: tuple[str, ...] = ()
     twin: str = ""
+    kept_db: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,6 +115,23 @@ class Proposer:
                 return
         self._points = [p for p in self._points if p != point]
 
+    def exclude_same(self, point: Point, *, kept_db: float) -> None:
+        """Learn how much of the signal static int8 at ``point`` keeps.
+
+        Asked for that much, or for anything between that and what it was asked for, it makes the
+        same engine again. Where it keeps less than it was asked for, nothing more can be had.
+        """
+        axis = next(i for i, one in enumerate(self._space.axes) if one.name == "kept")
+        levels = [choice.value for choice in self._space.axes[axis].choices]
+        asked = levels[point[axis]]
+        most = kept_db if kept_db >= asked else math.inf
+        same = {
+            (*point[:axis], index, *point[axis + 1 :])
+            for index, level in enumerate(levels)
+            if index != point[axis] and min(asked, kept_db) < level <= most
+        }
+        self._points = [one for one in self._points if one not in same]
+
     def _struck(self, axis: int, index: int) -> set[int]:
         """Choices of an axis that are impossible when the one at ``index`` is."""
         found = self._space.axes[axis]

@@ -47,6 +47,7 @@ class Ended:
         over: The limit that it breaks for certain.
         twin: The recipe that has made the same engine before.
         notes: What the stages noticed.
+        kept_db: See :class:`~equipoise.search.lab.Built`.
     """
 
     recipe: Recipe
@@ -56,6 +57,7 @@ class Ended:
     over: Limit | None = None
     twin: str = ""
     notes: tuple[str, ...] = ()
+    kept_db: float | None = None
 
 
 def race(
@@ -75,7 +77,13 @@ def race(
     built = lab.build(recipe)
     if built.twin:  # measuring it again would tell nothing
         reason = f"it makes the same engine as {built.twin}"
-        return Ended(recipe=recipe, verdict="not applicable", reason=reason, twin=built.twin)
+        return Ended(
+            recipe=recipe,
+            verdict="not applicable",
+            reason=reason,
+            twin=built.twin,
+            kept_db=built.kept_db,
+        )
     heats = _Heats(recipe, lab, goal=goal, built=built)
     ended = heats.size() or (heats.qualify(rival) if rival is not None else None)
     if ended is not None:
@@ -160,6 +168,7 @@ class _Heats:
             sketch=self._sketch,
             over=over,
             notes=self._built.notes,
+            kept_db=self._built.kept_db,
         )
 
 

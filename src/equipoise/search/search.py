@@ -318,6 +318,8 @@ class _Search:
         point = trial.proposal.point
         if _changes_nothing(trial) and point is not None:
             self._proposer.exclude(point, applicable=self._applicable())
+        if trial.kept_db is not None and point is not None:
+            self._proposer.exclude_same(point, kept_db=trial.kept_db)
         best = self._best()
         gained = best is not None and (before is None or best.recipe != before.recipe)
         refinement = trial.proposal.origin == "optuna"

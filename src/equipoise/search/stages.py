@@ -80,6 +80,7 @@ class StageLab:
             kernels=built.record.kernels,
             notes=(*made.notes, *built.record.notes),
             twin=self._twin(recipe),
+            kept_db=made.kept_db,
         )
 
     def time(self, recipe: Recipe, *, quick: bool = False, take: int = 0) -> Timed:

@@ -52,6 +52,12 @@ class Trial:
         """For the journal."""
         return self.outcome.reason if isinstance(self.outcome, Ended) else ""
 
+    @property
+    def kept_db(self) -> float | None:
+        """See :class:`~equipoise.search.lab.Built`."""
+        outcome = self.outcome
+        return outcome.kept_db if isinstance(outcome, Ended) else outcome.built.kept_db
+
 
 def attempt(
     proposal: Proposal, lab: Lab, *, goal: Goal, rival: Measurement | None
