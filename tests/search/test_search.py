@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from tests.search.table_lab import Line, TableLab, landscape
 
+from equipoise.compress.cutting import Pruning
 from equipoise.errors import BackendError, InterruptedRunError, OutputError
 from equipoise.quantize.schemes import StaticInt8
 from equipoise.recipe import Recipe
@@ -117,13 +119,16 @@ def test_what_would_make_the_same_engine_again_is_not_tried() -> None:
         return Line(speedup=3.0 - asked / 100, kept_db=32.0 if asked < 32 else 33.0)
 
     found = run(TableLab(keeping), budget=Budget(trials=60))
-    tried: dict[StaticInt8, set[float]] = {}
+    orders: dict[Any, list[float]] = {}
     for one in found.candidates:
         if isinstance(one.recipe.quantization, StaticInt8) and not one.recipe.fused:
             scheme = replace(one.recipe.quantization, min_sqnr_db=0.0)
-            tried.setdefault(scheme, set()).add(one.recipe.quantization.min_sqnr_db)
-    assert any(0.0 in levels for levels in tried.values())
-    assert all(sum(level < 32 for level in levels) <= 2 for levels in tried.values())
+            order = orders.setdefault((scheme, one.recipe.threads), [])
+            order.append(one.recipe.quantization.min_sqnr_db)
+    assert max(map(len, orders.values())) > 1
+    for levels in orders.values():
+        for earlier, later in itertools.combinations(levels, 2):
+            assert not earlier < later < 32
 
 
 def test_what_is_slower_and_no_smaller_is_dropped_after_few_rounds() -> None:
@@ -282,6 +287,32 @@ def test_budget_of_time_counts_earlier_runs(tmp_path: Path) -> None:
         found = run(journal=journal, budget=Budget(seconds=60))
     assert len(found.candidates) == 1
     assert "60 s is spent" in found.stopped
+
+
+def test_a_model_is_not_trained_when_the_time_that_is_left_is_too_short(tmp_path: Path) -> None:
+    """The training before it took 100 s; what needs none is tried all the same."""
+    prunings = tuple(Pruning(speedup=speedup) for speedup in (1.6, 2.5))
+    space = space_for(SpaceSettings(saturates=False, prunings=prunings, first_pruning=True))
+
+    def pruned(recipe: Recipe) -> Line:
+        found = landscape(recipe)
+        return replace(
+            found, speedup=found.speedup * (recipe.pruning or Pruning(speedup=1)).speedup
+        )
+
+    def tried(seconds: float) -> set[float]:
+        with Journal(tmp_path / f"{seconds}.sqlite") as journal:
+            for name, took in (("float32", 1.0), ("pruned-1.6x", 100.0)):
+                recipe = next(r for r in map(space.recipe, space.points()) if r.name == name)
+                number = journal.begin(recipe, origin="start", began_s=0.0)
+                journal.end(number, verdict="finished", reason="", seconds=took)
+            settings = SearchSettings(goal=Goal(max_drop=0.015), budget=Budget(seconds=seconds))
+            found = search(space, TableLab(pruned), settings=settings, journal=journal)
+        assert len(found.candidates) > 10
+        return {c.recipe.pruning.speedup for c in found.candidates if c.recipe.pruning}
+
+    assert tried(150) == {1.6}
+    assert tried(1000) == {1.6, 2.5}
 
 
 def test_it_stops_by_itself_and_refines_beside_the_axes() -> None:

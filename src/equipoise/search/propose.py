@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -141,7 +141,12 @@ class Proposer:
         return {i for i, position in enumerate(positions) if position >= positions[index]}
 
     def next(
-        self, seen: Sequence[Seen], *, best: float | None, pending: Iterable[Point] = ()
+        self,
+        seen: Sequence[Seen],
+        *,
+        best: float | None,
+        pending: Iterable[Point] = (),
+        affordable: Callable[[Point], bool] = lambda _: True,
     ) -> Proposal | None:
         """The point of the largest expected gain, or None when none is worth a trial.
 
@@ -149,9 +154,10 @@ class Proposer:
             seen: What was tried.
             best: The least ``log_cost`` that keeps all limits; None while there is none.
             pending: Points that are being tried.
+            affordable: Whether there is time for a point.
         """
         taken = {one.point for one in seen} | set(pending)
-        open_points = [point for point in self._points if point not in taken]
+        open_points = [p for p in self._points if p not in taken and affordable(p)]
         priced = [one for one in seen if one.log_cost is not None]
         if not open_points or len(priced) < 2:
             return self._first(open_points)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
+from equipoise.compress.cutting import Pruning
 from equipoise.errors import InterruptedRunError
 from equipoise.recipe import Recipe
-from equipoise.search.choose import Relative, choose, measured, pareto_front, relative
-from equipoise.search.goal import Goal, Limit, Limited
+from equipoise.search.choose import Relative, choose, pareto_front, relative
+from equipoise.search.goal import Goal
 from equipoise.search.journal import Entry
 from equipoise.search.lab import Lab
-from equipoise.search.propose import Proposal, Proposer, Seen, scaled_excess
+from equipoise.search.lessons import changes_nothing, excesses, lessons, limits_of
+from equipoise.search.propose import Proposal, Proposer, Seen
 from equipoise.search.race import Ended, Finished
 from equipoise.search.refine import Around, refined
-from equipoise.search.result import Candidate, Measurement, Sketch
+from equipoise.search.result import Candidate, Measurement
 from equipoise.search.space import BASELINE, Point, Space
 from equipoise.search.standing import Standing
 from equipoise.search.trial import Trial, attempt, candidate
-from equipoise.search.verdict import limits
 
 _WORTH_A_RACE_S: Final = 3.0
 _REFINEMENTS_WITHOUT_GAIN: Final = 4
@@ -221,13 +222,25 @@ class _Search:
             if proposal.recipe.name not in tried and self._proposer.may_apply(proposal.point):
                 return proposal
         points = [p.point for p in running if p.point is not None]
-        found = self._proposer.next(self._seen(), best=self._best_cost(), pending=points)
+        found = self._proposer.next(
+            self._lessons(), best=self._best_cost(), pending=points, affordable=self._affordable()
+        )
         if found is not None or running:
             return found
         self._stopped = (
             "no recipe of the space that is left is expected to be better, and to keep all limits"
         )
         return self._refined(tried) if self._settings.refine else None
+
+    def _affordable(self) -> Callable[[Point], bool]:
+        """Whether the model that a point needs is there, or may be trained within the budget."""
+        left_s, took = self._left_s(), dict[Pruning | None, float]()
+        for trial in self._trials:
+            took.setdefault(trial.proposal.recipe.pruning, trial.seconds)
+        trainings = [seconds for pruning, seconds in took.items() if pruning is not None]
+        if left_s is None or left_s >= min(trainings, default=0.0):
+            return lambda _: True
+        return lambda point: self._space.recipe(point).pruning in took
 
     def _recorded(self) -> Iterator[Proposal]:
         """What earlier runs tried, in their order: with the stages kept it takes no time."""
@@ -243,7 +256,7 @@ class _Search:
             Around(
                 recipe=c.recipe,
                 log_costs=tuple(math.log(self._relative(c)[q]) for q in self._goal.minimise),
-                excess=tuple(_scaled(self._limits(c)).values()),
+                excess=tuple(excesses(limits_of(c, self._goal)).values()),
             )
             for c in self.candidates()
             if c.measurement is not None
@@ -316,7 +329,7 @@ class _Search:
         if isinstance(trial.outcome, Finished):
             self._standing.add(trial.outcome)
         point = trial.proposal.point
-        if _changes_nothing(trial) and point is not None:
+        if changes_nothing(trial) and point is not None:
             self._proposer.exclude(point, applicable=self._applicable())
         if trial.kept_db is not None and point is not None:
             self._proposer.exclude_same(point, kept_db=trial.kept_db)
@@ -369,46 +382,9 @@ class _Search:
     def _relative(self, one: Candidate) -> Relative:
         return relative(one, baseline=self._standing.measurements()[BASELINE])
 
-    def _seen(self) -> list[Seen]:
-        """What the model of the space learns from: twins have the figures of the first of them."""
-        by_name = {c.recipe.name: c for c in self.candidates()}
-        trials = {trial.name: trial for trial in self._trials}
-        found = []
-        for trial in self._trials:
-            point = trial.proposal.point
-            if point is None or _changes_nothing(trial):
-                continue
-            twin = trial.outcome.twin if isinstance(trial.outcome, Ended) else ""
-            name = twin or trial.name
-            if name in trials:
-                found.append(self._lesson(point, trials[name], by_name[name]))
-        return found
-
-    def _lesson(self, point: Point, trial: Trial, one: Candidate) -> Seen:
-        if one.measurement is not None:
-            cost = self._goal.log_cost(self._relative(one))
-            excess = _scaled(self._limits(one))
-            return Seen(point=point, log_cost=cost, excess=excess)
-        if isinstance(trial.outcome, Ended) and one.verdict != "failed":
-            over = trial.outcome.over
-            return Seen(
-                point=point,
-                log_cost=self._sketched(one.sketch),
-                excess=_scaled([over] if over else []),
-            )
-        return Seen(point=point, failed=True)
-
-    def _limits(self, one: Candidate) -> tuple[Limit, ...]:
-        return limits(self._goal, measured(one), proven=one.verdict == "baseline")
-
-    def _sketched(self, sketch: Sketch) -> float | None:
-        """The cost of what was not measured to the end; memory is taken to go with size."""
-        if sketch.speedup is None or sketch.size_bytes is None:
-            return None
-        size = sketch.size_bytes / self._standing.measurements()[BASELINE].size_bytes
-        return self._goal.log_cost(
-            {"latency": 1 / sketch.speedup.value, "size": size, "memory": size}
-        )
+    def _lessons(self) -> list[Seen]:
+        baseline = self._standing.measurements()[BASELINE]
+        return lessons(self._trials, self.candidates(), goal=self._goal, baseline=baseline)
 
     def _confirm(self) -> None:
         """Measure the winner afresh; where it does not stay one, the next, until one does."""
@@ -425,17 +401,3 @@ class _Search:
             )
             self._standing.add(again)
             self._trials[index] = replace(trial, outcome=again)
-
-
-def _changes_nothing(trial: Trial) -> bool:
-    """Whether the recipe finds nothing to act on."""
-    twin = isinstance(trial.outcome, Ended) and trial.outcome.twin
-    return trial.verdict == "not applicable" and not twin
-
-
-def _scaled(found: Sequence[Limit]) -> dict[Limited, float]:
-    """Limit -> by how much it is broken."""
-    return {
-        one.quantity: scaled_excess(one.quantity, allowed=one.allowed, found=one.found)
-        for one in found
-    }
