@@ -187,7 +187,7 @@ def make_table(options: argparse.Namespace) -> None:
     space = SpaceSettings(saturates=pipeline.job.target.int8.saturates)
     settings = {
         "digits": replace(space, threads=THREADS, prunings=PRUNINGS),
-        "ner": replace(space, tables=True, prunings=(Pruning(speedup=1.6),)),
+        "ner": replace(space, prunings=(Pruning(speedup=1.6),)),
     }[options.case]
     with fs.scratch_directory() as folder:
         given = parse_source(str(options.pruned)) if options.pruned else None

@@ -9,9 +9,9 @@
     python benchmarks/search.py machinery TABLE.npz --model WEIGHTS --output RECORD.json
 
 ``table`` makes and measures every recipe of a space once, three quarters of an hour for a
-transformer, on an idle machine; ``--pruned`` takes a model that ``equipoise tune`` or ``prune`` has
-trained before. ``replay`` reads tables and runs nothing: searches draw the noise of latencies from their
-measured intervals.
+transformer, on an idle machine; ``--pruned`` takes a model that ``equipoise prune`` or ``tune`` has
+trained before. ``replay`` reads tables and runs nothing: searches draw the noise of latencies from
+their measured intervals.
 
 - Finding: the cost of what is chosen over that of the best recipe of the table which the whole
   evaluation set proves to keep the limit, after a tenth of the recipes, median of seeds. Beside it
