@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from equipoise.measure.latency import (
     plan_of,
     spread,
     time_engines,
+    timed_openings,
 )
 from equipoise.measure.stopping import measure_until_narrow
 from equipoise.record import dumps as to_text
@@ -92,9 +95,40 @@ def test_samples_and_order_take_turns(clock: Clock) -> None:
     log: list = []
     sessions = [Session(n, clock, log, lambda _: 0.01) for n in "ab"]
     interleave(sessions, SAMPLES, rounds=4)
-    assert log[-8:] == [
+    assert [turn for turn, _ in itertools.groupby(log)][-8:] == [
         ("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2), ("b", 0), ("a", 0)
     ]  # fmt: skip
+
+
+def test_what_another_engine_left_in_the_caches_is_nobodys_time(clock: Clock) -> None:
+    """The first two runs after the other engine's are slow, those that are timed are not."""
+    log: list = []
+
+    def cold_or_warm(_: float) -> float:
+        alike = [name for name, _ in log[-3:]]
+        return 0.002 if len(set(alike)) == 1 and len(alike) == 3 else 0.005
+
+    times = interleave([Session(n, clock, log, cold_or_warm) for n in "ab"], SAMPLES, rounds=6)
+    np.testing.assert_allclose(times, 2.0)
+
+
+def test_who_comes_first_is_turned_with_every_opening(clock: Clock) -> None:
+    """What is opened, or warmed up, first is a tenth slower: no opening favours one for long."""
+    opened: list[str] = []
+
+    def engine(name: str) -> Any:
+        @contextmanager
+        def session(_: SessionSettings) -> Iterator[Session]:
+            opened.append(name)
+            slow = 1.1 if len(opened) % 2 else 1.0
+            yield Session(name, clock, [], lambda _: 0.01 * slow)
+
+        return SimpleNamespace(session=session)
+
+    found = timed_openings([engine("a"), engine("b")], SAMPLES, threads=[1, 1], rounds=[2] * 4)
+    ratios = [float(np.median(times[:, 0] / times[:, 1])) for times in found]
+    assert opened == ["a", "b", "b", "a"] * 2
+    assert ratios == pytest.approx([1.1, 1 / 1.1] * 2)
 
 
 def rows_of(folder: Path, *, lengths: list[int]) -> Path:
@@ -121,7 +155,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Asked]]:
     def put(*attempts: list[list[float]]) -> list[Asked]:
         asked: list[Asked] = []
 
-        def fake(engines, samples, *, threads, rounds):
+        def fake(engines, samples, *, threads, rounds, settle_s):
+            assert settle_s > 0
             files, runtimes = [e.file for e in engines], [e.runtime for e in engines]
             asked.append(Asked(files, runtimes, len(samples), tuple(threads), list(rounds)))
             for opening, count in enumerate(rounds):
