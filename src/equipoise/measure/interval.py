@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from statistics import NormalDist
 from typing import Final
 
@@ -17,6 +17,9 @@ from equipoise.errors import UsageError
 CONFIDENCE: Final = 0.95
 _RESAMPLES: Final = 4000
 _BATCH: Final = 100
+_MOST_KEPT: Final = 4000
+"""Rows whose weights are kept: 128 MB at most."""
+
 _TRIMMED: Final = 0.2
 
 
@@ -38,6 +41,16 @@ def _weights(rows: int) -> Iterator[Values]:
     The Bayesian bootstrap (Rubin, Annals of Statistics 9, 1981): exponential numbers whose mean is
     one in each draw, so that the weights have a Dirichlet distribution.
     """
+    return iter(_kept_weights(rows)) if rows <= _MOST_KEPT else _drawn_weights(rows)
+
+
+@lru_cache(maxsize=2)
+def _kept_weights(rows: int) -> tuple[Values, ...]:
+    """Drawing them takes ten times as long as using them."""
+    return tuple(_drawn_weights(rows))
+
+
+def _drawn_weights(rows: int) -> Iterator[Values]:
     generator = np.random.default_rng(0)
     for _ in range(_RESAMPLES // _BATCH):
         weights = generator.exponential(size=(_BATCH, rows))

@@ -41,7 +41,10 @@ _BLOCK_S: Final = 0.004
 """A timed block lasts at least as long, so that the clock and the loop cost nothing beside it."""
 
 SETTLE_S: Final = 0.02
-"""A session runs at least as long before each block, so that its weights are where they stay."""
+"""A session runs for so long before each block, so that its weights are where they stay."""
+
+_SETTLE_RUNS: Final = 16
+"""Or so often, if that takes less: a last cache keeps what is read again and again."""
 
 _WARM_UP_S: Final = 0.15
 _WARM_AGAIN_S: Final = 0.05
@@ -80,7 +83,7 @@ class LatencyConfig:
         threads: Threads per operator of the engine.
         baseline_threads: Of the float engine; None for the same.
         take: Which of several measurements of the same; it tells their kept results apart.
-        settle_s: Each engine runs at least as long before it is timed.
+        settle_s: Each engine runs for so long before it is timed, or 16 times if that takes less.
     """
 
     engine: Path
@@ -313,7 +316,7 @@ def interleave(  # noqa: PLR0913  what is timed, how much of it, and by which cl
     Each round takes the next sample and runs every session on it, in an order that is turned round
     from one round to the next. Before its time is taken a session runs for ``settle_s``: it finds
     caches that another engine has filled, and what that costs is not its own. Without it, a MiniLM
-    whose int8 weights fit into the last cache would seem a quarter slower beside its float engine
+    whose int8 weights fit into the last cache would seem a third slower beside its float engine
     than it is by itself.
 
     Args:
@@ -321,7 +324,7 @@ def interleave(  # noqa: PLR0913  what is timed, how much of it, and by which cl
         samples: Inputs that take turns.
         rounds: Number of rounds.
         block_s: A timed block lasts at least as long.
-        settle_s: A session runs at least as long before each block.
+        settle_s: A session runs for so long before each block, or 16 times if that takes less.
         warm_up_s: Each runs at least as long before, and every sample once.
         clock: Reads the time; that on the wall when None.
 
@@ -338,7 +341,7 @@ def interleave(  # noqa: PLR0913  what is timed, how much of it, and by which cl
         feeds = samples[index % len(samples)]
         for position in order:
             session = sessions[position]
-            _settle(session, feeds, least_s=settle_s)
+            _settle(session, feeds, most_s=settle_s)
             times[index, position] = _block_ms(session, feeds, repeats=repeats, clock=clock)
         order.reverse()
     return times
@@ -355,10 +358,12 @@ def _warm_up(
     return max(1, round(block_s * runs / passed))
 
 
-def _settle(session: Session, feeds: dict[str, Array], *, least_s: float) -> None:
-    """Run untimed for a while."""
-    end = time.perf_counter() + least_s
-    while time.perf_counter() < end:
+def _settle(session: Session, feeds: dict[str, Array], *, most_s: float) -> None:
+    """Run untimed until the caches hold what they will hold: a few times, or for a while."""
+    end = time.perf_counter() + most_s
+    for _ in range(_SETTLE_RUNS):
+        if time.perf_counter() >= end:
+            return
         session.run(feeds)
 
 
