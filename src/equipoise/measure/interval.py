@@ -21,6 +21,8 @@ _MOST_KEPT: Final = 4000
 """Rows whose weights are kept: 128 MB at most."""
 
 _TRIMMED: Final = 0.2
+_FALL: Final = -1.5
+"""With -2 only the cheapest candidate could pass narrowly; with -1 not even that one could."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +158,8 @@ def bounded(
 
     ``low`` is that of each alone. The ``high`` ones hold together, for all candidates with the
     stated confidence, so that the best may be picked among those that pass. What may be wrong is
-    spent on the candidates in their order, in proportion to ``1 / j - 1 / (j + 1)`` for the
-    ``j``-th: the first ones, which would be chosen, have bounds little wider than alone. Candidates
+    spent on the candidates in their order, in proportion to ``j ** -1.5`` for the ``j``-th: the
+    first ones, which would be chosen, have bounds little wider than alone. Candidates
     that are wrong on the same samples are wrong together, so the levels are such that in the stated
     share of resamples none of them loses more than its bound (the weighted minimum of p-values:
     Westfall and Young, Resampling-Based Multiple Testing, 1993, ch. 2). What certainly loses more
@@ -183,8 +185,7 @@ def _spent(drops: Sequence[DrawnDrop], *, wrong: float) -> Values:
     """``[drops]``: how often each may be wrong, so that any of them is in a share ``wrong``."""
     if not drops:
         return np.zeros(0)
-    ranks = np.arange(1, len(drops) + 1)
-    shares = 1 / ranks - 1 / (ranks + 1)
+    shares = np.arange(1, len(drops) + 1) ** _FALL
     least = np.min([drop.tails / share for drop, share in zip(drops, shares, strict=True)], axis=0)
     spent: Values = shares * np.quantile(least, wrong, method="lower")
     return spent
