@@ -22,7 +22,8 @@ _MOST_KEPT: Final = 4000
 
 _TRIMMED: Final = 0.2
 _FALL: Final = -1.5
-"""With -2 only the cheapest candidate could pass narrowly; with -1 not even that one could."""
+"""Found on the tables of benchmarks/search.py: with -2 hardly any candidate but the cheapest can
+pass narrowly, with -1 not even that one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +160,11 @@ def bounded(
     ``low`` is that of each alone. The ``high`` ones hold together, for all candidates with the
     stated confidence, so that the best may be picked among those that pass. What may be wrong is
     spent on the candidates in their order, in proportion to ``j ** -1.5`` for the ``j``-th: the
-    first ones, which would be chosen, have bounds little wider than alone. Candidates
-    that are wrong on the same samples are wrong together, so the levels are such that in the stated
-    share of resamples none of them loses more than its bound (the weighted minimum of p-values:
-    Westfall and Young, Resampling-Based Multiple Testing, 1993, ch. 2). What certainly loses more
-    than ``allowed`` cannot pass, so it can make no claim false, and nothing is spent on it.
+    first ones, which would be chosen, have bounds little wider than alone. Candidates that are
+    wrong on the same samples are wrong together, so the levels are such that in the stated share of
+    resamples none of them loses more than its bound (the weighted minimum of p-values: Westfall and
+    Young, Resampling-Based Multiple Testing, 1993, ch. 2). What certainly loses more than
+    ``allowed`` cannot pass, so it can make no claim false, and nothing is spent on it.
 
     Args:
         drops: Of all candidates, the ones that matter most first. The order must not come from
