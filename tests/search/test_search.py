@@ -300,7 +300,7 @@ def test_a_model_is_not_trained_when_the_time_that_is_left_is_too_short(tmp_path
             found, speedup=found.speedup * (recipe.pruning or Pruning(speedup=1)).speedup
         )
 
-    def tried(seconds: float) -> set[float]:
+    def tried(seconds: float) -> tuple[set[float], str]:
         with Journal(tmp_path / f"{seconds}.sqlite") as journal:
             for name, took in (("float32", 1.0), ("pruned-1.6x", 100.0)):
                 recipe = next(r for r in map(space.recipe, space.points()) if r.name == name)
@@ -309,10 +309,14 @@ def test_a_model_is_not_trained_when_the_time_that_is_left_is_too_short(tmp_path
             settings = SearchSettings(goal=Goal(max_drop=0.015), budget=Budget(seconds=seconds))
             found = search(space, TableLab(pruned), settings=settings, journal=journal)
         assert len(found.candidates) > 10
-        return {c.recipe.pruning.speedup for c in found.candidates if c.recipe.pruning}
+        goals = {c.recipe.pruning.speedup for c in found.candidates if c.recipe.pruning}
+        return goals, found.stopped
 
-    assert tried(150) == {1.6}
-    assert tried(1000) == {1.6, 2.5}
+    goals, stopped = tried(150)
+    assert goals == {1.6}
+    assert "pruned-2.5x" in stopped
+    assert "cannot be trained in the 4" in stopped
+    assert tried(1000)[0] == {1.6, 2.5}
 
 
 def test_it_stops_by_itself_and_refines_beside_the_axes() -> None:

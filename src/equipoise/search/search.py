@@ -222,14 +222,11 @@ class _Search:
             if proposal.recipe.name not in tried and self._proposer.may_apply(proposal.point):
                 return proposal
         points = [p.point for p in running if p.point is not None]
-        found = self._proposer.next(
-            self._lessons(), best=self._best_cost(), pending=points, affordable=self._affordable()
-        )
+        seen, best = self._lessons(), self._best_cost()
+        found = self._proposer.next(seen, best=best, pending=points, affordable=self._affordable())
         if found is not None or running:
             return found
-        self._stopped = (
-            "no recipe of the space that is left is expected to be better, and to keep all limits"
-        )
+        self._stopped = _ended(self._proposer.next(seen, best=best), left_s=self._left_s())
         return self._refined(tried) if self._settings.refine else None
 
     def _affordable(self) -> Callable[[Point], bool]:
@@ -401,3 +398,15 @@ class _Search:
             )
             self._standing.add(again)
             self._trials[index] = replace(trial, outcome=again)
+
+
+def _ended(unaffordable: Proposal | None, *, left_s: float | None) -> str:
+    """Why there is no proposal, where there may be one that there is no time for."""
+    if unaffordable is None or left_s is None:
+        return (
+            "no recipe of the space that is left is expected to be better, and to keep all limits"
+        )
+    return (
+        f"{unaffordable.recipe.name} may be better, and its model cannot be trained in the"
+        f" {left_s:.0f} s that are left"
+    )
