@@ -28,6 +28,8 @@ class Line:
     lost: int = 0
     """Samples that it decides wrongly and the reference rightly."""
     kept_db: float | None = None
+    engine: str = ""
+    """What it makes, where others make the same."""
 
 
 def accuracy(right: np.ndarray) -> np.ndarray:
@@ -41,6 +43,7 @@ class TableLab:
     lookup: Callable[[Recipe], Line]
     noise: float = 0.01
     calls: Counter = field(default_factory=Counter)
+    made: dict[str, str] = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -52,7 +55,13 @@ class TableLab:
     def build(self, recipe: Recipe) -> Built:
         self.calls["build", recipe.name] += 1
         line = self.lookup(recipe)
-        return Built(size_bytes=line.size_bytes, kernels={}, kept_db=line.kept_db)
+        first = self.made.setdefault(line.engine or recipe.name, recipe.name)
+        return Built(
+            size_bytes=line.size_bytes,
+            kernels={},
+            kept_db=line.kept_db,
+            twin="" if first == recipe.name else first,
+        )
 
     def time(self, recipe: Recipe, *, quick: bool = False, take: int = 0) -> Timed:
         kind = "fresh" if take else "quick" if quick else "time"

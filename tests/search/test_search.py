@@ -13,6 +13,7 @@ from tests.search.table_lab import Line, TableLab, landscape
 
 from equipoise.compress.cutting import Pruning
 from equipoise.errors import BackendError, InterruptedRunError, OutputError
+from equipoise.quantize.ranges import MinMax
 from equipoise.quantize.schemes import StaticInt8
 from equipoise.recipe import Recipe
 from equipoise.search.choose import nearest, prices, speedup
@@ -129,6 +130,36 @@ def test_what_would_make_the_same_engine_again_is_not_tried() -> None:
     for levels in orders.values():
         for earlier, later in itertools.combinations(levels, 2):
             assert not earlier < later < 32
+
+
+def test_ranges_that_make_no_difference_are_not_tried_where_more_is_kept() -> None:
+    """From 15 dB on all ways to find ranges make one engine; below it each makes its own."""
+
+    def alike(recipe: Recipe) -> Line:
+        static = recipe.quantization
+        if not isinstance(static, StaticInt8) or recipe.fused:
+            return landscape(recipe)
+        line = replace(landscape(recipe), kept_db=static.min_sqnr_db)
+        if static.min_sqnr_db < 15:
+            return line
+        one = replace(recipe, name="", summary="", quantization=replace(static, method=MinMax()))
+        return replace(line, engine=repr(one))
+
+    found = run(TableLab(alike), budget=Budget(trials=80))
+    tried = [c.recipe for c in found.candidates if isinstance(c.recipe.quantization, StaticInt8)]
+    twins = [c for c in found.candidates if "same engine" in c.reason]
+    assert twins
+    for twin in twins:
+        static = twin.recipe.quantization
+        assert isinstance(static, StaticInt8)
+        later = tried[tried.index(twin.recipe) + 1 :]
+        for level in (20.0, 25.0, 30.0, 35.0):
+            more = replace(static, min_sqnr_db=max(level, static.min_sqnr_db))
+            assert not [r for r in later if _alike(r, replace(twin.recipe, quantization=more))]
+
+
+def _alike(one: Recipe, other: Recipe) -> bool:
+    return replace(one, name="", summary="") == replace(other, name="", summary="")
 
 
 def test_what_is_slower_and_no_smaller_is_dropped_after_few_rounds() -> None:

@@ -34,7 +34,7 @@ def lessons(
     found = []
     for trial in trials:
         point = trial.proposal.point
-        name = _twin_of(trial) or trial.name
+        name = twin_of(trial) or trial.name
         if point is None or changes_nothing(trial) or name not in made:
             continue
         found.append(_lesson(point, made[name], judged[name], goal=goal, baseline=baseline))
@@ -43,7 +43,12 @@ def lessons(
 
 def changes_nothing(trial: Trial) -> bool:
     """Whether the recipe finds nothing to act on."""
-    return trial.verdict == "not applicable" and not _twin_of(trial)
+    return trial.verdict == "not applicable" and not twin_of(trial)
+
+
+def twin_of(trial: Trial) -> str:
+    """The recipe that had made the same engine before; empty where none had."""
+    return trial.outcome.twin if isinstance(trial.outcome, Ended) else ""
 
 
 def limits_of(one: Candidate, goal: Goal) -> tuple[Limit, ...]:
@@ -57,10 +62,6 @@ def excesses(found: Sequence[Limit]) -> dict[Limited, float]:
         one.quantity: scaled_excess(one.quantity, allowed=one.allowed, found=one.found)
         for one in found
     }
-
-
-def _twin_of(trial: Trial) -> str:
-    return trial.outcome.twin if isinstance(trial.outcome, Ended) else ""
 
 
 def _lesson(

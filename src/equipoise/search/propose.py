@@ -121,7 +121,7 @@ class Proposer:
         Asked for that much, or for anything between that and what it was asked for, it makes the
         same engine again. Where it keeps less than it was asked for, nothing more can be had.
         """
-        axis = next(i for i, one in enumerate(self._space.axes) if one.name == "kept")
+        axis = self._index("kept")
         levels = [choice.value for choice in self._space.axes[axis].choices]
         asked = levels[point[axis]]
         most = kept_db if kept_db >= asked else math.inf
@@ -131,6 +131,28 @@ class Proposer:
             if index != point[axis] and min(asked, kept_db) < level <= most
         }
         self._points = [one for one in self._points if one not in same]
+
+    def exclude_alike(self, point: Point, *, twin: Point) -> None:
+        """Learn that the recipes at two points make the same engine.
+
+        Where nothing but the ranges tells static int8 at ``point`` from its twin, they make no
+        difference where at least as much is kept either: only more nodes are in float there.
+        """
+        ranges, kept = self._index("ranges"), self._index("kept")
+        others = [i for i in range(len(point)) if i not in {ranges, kept}]
+        if point[ranges] == twin[ranges] or any(point[i] != twin[i] for i in others):
+            return
+        levels = [choice.value for choice in self._space.axes[kept].choices]
+        least = max(levels[point[kept]], levels[twin[kept]])
+        same = {
+            (*point[:kept], index, *point[kept + 1 :])
+            for index, level in enumerate(levels)
+            if level >= least
+        }
+        self._points = [one for one in self._points if one not in same]
+
+    def _index(self, name: AxisName) -> int:
+        return next(i for i, one in enumerate(self._space.axes) if one.name == name)
 
     def _struck(self, axis: int, index: int) -> set[int]:
         """Choices of an axis that are impossible when the one at ``index`` is."""

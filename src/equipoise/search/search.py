@@ -16,7 +16,7 @@ from equipoise.search.choose import Relative, choose, pareto_front, relative
 from equipoise.search.goal import Goal
 from equipoise.search.journal import Entry
 from equipoise.search.lab import Lab
-from equipoise.search.lessons import changes_nothing, excesses, lessons, limits_of
+from equipoise.search.lessons import changes_nothing, excesses, lessons, limits_of, twin_of
 from equipoise.search.propose import Proposal, Proposer, Seen
 from equipoise.search.race import Ended, Finished
 from equipoise.search.refine import Around, refined
@@ -329,7 +329,7 @@ class _Search:
         if changes_nothing(trial) and point is not None:
             self._proposer.exclude(point, applicable=self._applicable())
         if trial.kept_db is not None and point is not None:
-            self._proposer.exclude_same(point, kept_db=trial.kept_db)
+            self._exclude_same(point, trial)
         best = self._best()
         gained = best is not None and (before is None or best.recipe != before.recipe)
         refinement = trial.proposal.origin == "optuna"
@@ -339,6 +339,14 @@ class _Search:
             best=best,
             left_s=self._left_s(),
         )
+
+    def _exclude_same(self, point: Point, trial: Trial) -> None:
+        """What static int8 would make again is not tried."""
+        assert trial.kept_db is not None  # noqa: S101  asked before
+        self._proposer.exclude_same(point, kept_db=trial.kept_db)
+        twin = self._points.get(twin_of(trial))
+        if twin is not None:
+            self._proposer.exclude_alike(point, twin=twin)
 
     def _applicable(self) -> list[Point]:
         return [
