@@ -46,8 +46,8 @@ from equipoise.measure.interval import Interval, median_interval
 from equipoise.pipeline import Pipeline
 from equipoise.pruning import PruneRequest, prune_model
 from equipoise.runtimes.onnxruntime.session import open_session
+from equipoise.search.budget import Budget
 from equipoise.search.goal import Goal
-from equipoise.search.search import Budget
 from equipoise.sources.source import Source, parse_source
 from equipoise.sources.torch_model import NamedModule, load_module
 from equipoise.stages import versions_of

@@ -43,12 +43,13 @@ from _tables import THREADS, Table, digits, make_table, read_table
 from equipoise import extras, fs
 from equipoise.jobs import make_pipeline
 from equipoise.measure.interval import paired_drop
+from equipoise.search.budget import Budget
 from equipoise.search.choose import choose
 from equipoise.search.goal import Goal
 from equipoise.search.journal import Journal
 from equipoise.search.propose import Proposal, scaled_excess
 from equipoise.search.race import Finished
-from equipoise.search.search import Budget, SearchSettings, search
+from equipoise.search.search import SearchSettings, search
 from equipoise.search.space import Point, Space, SpaceSettings, space_for
 from equipoise.search.stages import StageLab
 from equipoise.search.standing import Standing

@@ -12,8 +12,8 @@ from tests.cluster.cluster_nodes import TARGET, Nodes, trained, wait_for
 
 from equipoise import extras
 from equipoise.bundle.reading import read_manifest
+from equipoise.search.budget import Budget
 from equipoise.search.goal import Goal
-from equipoise.search.search import Budget
 from equipoise.tuning.config import TuneConfig
 from equipoise.tuning.tune import JOURNALS, tune
 

@@ -16,10 +16,11 @@ from equipoise.errors import BackendError, InterruptedRunError, OutputError
 from equipoise.quantize.ranges import MinMax
 from equipoise.quantize.schemes import StaticInt8
 from equipoise.recipe import Recipe
+from equipoise.search.budget import Budget
 from equipoise.search.choose import nearest, prices, speedup
 from equipoise.search.goal import Goal
 from equipoise.search.journal import Journal
-from equipoise.search.search import Budget, Found, SearchSettings, Watcher, search
+from equipoise.search.search import Found, SearchSettings, Watcher, search
 from equipoise.search.space import BASELINE, SpaceSettings, space_for
 from equipoise.search.verdict import broken
 

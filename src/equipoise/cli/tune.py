@@ -12,10 +12,11 @@ import typer
 from equipoise.cli import console, options
 
 if TYPE_CHECKING:
+    from equipoise.search.budget import Budget
     from equipoise.search.goal import Goal
     from equipoise.search.recipe_file import Word
     from equipoise.search.result import Candidate, TuneResult
-    from equipoise.search.search import Budget, Watcher
+    from equipoise.search.search import Watcher
     from equipoise.stages import Observer
 
 _NOT_WORDS: Final = ("recipe", "save_recipe", "json", "quiet", "fresh")
@@ -227,7 +228,7 @@ def _goal(
 
 
 def _budget(budget: str, trials: int | None) -> Budget:
-    from equipoise.search.search import Budget
+    from equipoise.search.budget import Budget
 
     return Budget(seconds=options.seconds(budget) if budget else None, trials=trials)
 

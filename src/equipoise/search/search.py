@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from equipoise.compress.cutting import Pruning
 from equipoise.errors import InterruptedRunError
 from equipoise.recipe import Recipe
+from equipoise.search.budget import Budget, Clock
 from equipoise.search.choose import Relative, choose, pareto_front, relative
 from equipoise.search.goal import Goal
 from equipoise.search.journal import Entry
@@ -27,19 +28,6 @@ from equipoise.search.trial import Trial, attempt, candidate
 
 _WORTH_A_RACE_S: Final = 3.0
 _REFINEMENTS_WITHOUT_GAIN: Final = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """When to stop.
-
-    Attributes:
-        seconds: In trials, those of earlier runs of the same search included; None for no limit.
-        trials: Number of them.
-    """
-
-    seconds: float | None = None
-    trials: int | None = None
 
 
 class Record(Protocol):
@@ -154,10 +142,9 @@ class _Search:
         self._proposer = Proposer(space)
         self._standing = Standing(lab.task, settings.goal)
         self._trials: list[Trial] = []
-        self._began = time.monotonic()
         self._earlier = {e.recipe.name: e for e in journal.entries()} if journal else {}
         self._points = {space.recipe(point).name: point for point in space.points()}
-        self._earlier_s = journal.spent_s() if journal else 0.0
+        self._clock = Clock(settings.budget, spent_s=journal.spent_s() if journal else 0.0)
         self._stopped = ""
         self._without_gain = 0
 
@@ -213,7 +200,7 @@ class _Search:
 
     def _next(self, running: Sequence[Proposal]) -> Proposal | None:
         """The next proposal, unless the budget is spent or nothing more is to be gained."""
-        reason = self._spent(running)
+        reason = self._clock.ended(trials=len(self._trials) + len(running))
         if reason:
             self._stopped = reason
             return None
@@ -226,12 +213,12 @@ class _Search:
         found = self._proposer.next(seen, best=best, pending=points, affordable=self._affordable())
         if found is not None or running:
             return found
-        self._stopped = _ended(self._proposer.next(seen, best=best), left_s=self._left_s())
+        self._stopped = _ended(self._proposer.next(seen, best=best), left_s=self._clock.left_s())
         return self._refined(tried) if self._settings.refine else None
 
     def _affordable(self) -> Callable[[Point], bool]:
         """Whether the model that a point needs is there, or may be trained within the budget."""
-        left_s, took = self._left_s(), dict[Pruning | None, float]()
+        left_s, took = self._clock.left_s(), dict[Pruning | None, float]()
         for trial in self._trials:
             took.setdefault(trial.proposal.recipe.pruning, trial.seconds)
         trainings = [seconds for pruning, seconds in took.items() if pruning is not None]
@@ -263,23 +250,6 @@ class _Search:
             return None
         return Proposal(recipe=recipe, origin="optuna")
 
-    def _spent(self, running: Sequence[Proposal]) -> str:
-        budget = self._settings.budget
-        if budget.trials is not None and len(self._trials) + len(running) >= budget.trials:
-            return f"all {budget.trials} trials were made"
-        if budget.seconds is not None and self._spent_s() >= budget.seconds:
-            return f"the budget of {budget.seconds:g} s is spent"
-        return ""
-
-    def _left_s(self) -> float | None:
-        """Seconds of the budget that are left; None without one."""
-        budget = self._settings.budget.seconds
-        return None if budget is None else max(budget - self._spent_s(), 0.0)
-
-    def _spent_s(self) -> float:
-        """Of all runs. What was done before costs nothing when it is only looked up again."""
-        return self._earlier_s + time.monotonic() - self._began
-
     # Trials.
 
     def _try_one(self, proposal: Proposal) -> None:
@@ -302,10 +272,10 @@ class _Search:
 
     def _new(self, proposal: Proposal, rival: Measurement | None) -> Trial:
         """A trial that no earlier run brought to its end."""
-        began, began_s, number = time.monotonic(), self._spent_s(), None
+        began, began_s, number = time.monotonic(), self._clock.spent_s(), None
         if self._journal is not None:
             number = self._journal.begin(proposal.recipe, origin=proposal.origin, began_s=began_s)
-        self._lab.limit(self._left_s())
+        self._lab.limit(self._clock.left_s())
         outcome = attempt(proposal, self._lab, goal=self._goal, rival=rival)
         trial = Trial(
             proposal=proposal,
@@ -313,7 +283,7 @@ class _Search:
             began_s=began_s,
             seconds=time.monotonic() - began,
         )
-        cut_short = self._left_s() == 0 and trial.verdict == "failed"
+        cut_short = self._clock.left_s() == 0 and trial.verdict == "failed"
         if self._journal is not None and number is not None and not cut_short:
             self._journal.end(
                 number, verdict=trial.verdict, reason=trial.reason, seconds=trial.seconds
@@ -337,7 +307,7 @@ class _Search:
         self._watcher.tried(
             next(c for c in self.candidates() if c.recipe.name == trial.name),
             best=best,
-            left_s=self._left_s(),
+            left_s=self._clock.left_s(),
         )
 
     def _exclude_same(self, point: Point, trial: Trial) -> None:

@@ -10,8 +10,8 @@ from equipoise.compress.settings import TrainSettings
 from equipoise.errors import UsageError
 from equipoise.jobs import JobConfig
 from equipoise.recipe import Recipe
+from equipoise.search.budget import Budget
 from equipoise.search.goal import Goal, check_goal
-from equipoise.search.search import Budget
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,10 +34,11 @@ from equipoise.recipe import Recipe
 from equipoise.report.words import limit_words
 from equipoise.report.write import write_report
 from equipoise.runtimes.registry import BUILDERS, builder
+from equipoise.search.budget import Budget
 from equipoise.search.journal import Journal
 from equipoise.search.nodes import facts_of
 from equipoise.search.result import Repeat, TuneResult
-from equipoise.search.search import Budget, Found, SearchSettings, Watcher, search
+from equipoise.search.search import Found, SearchSettings, Watcher, search
 from equipoise.search.stages import StageLab
 from equipoise.stages import (
     Observer,
