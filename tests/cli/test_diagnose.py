@@ -44,7 +44,7 @@ def test_tables_name_the_nodes_and_the_page_has_every_row(
     page = tmp_path / "page.html"
     done = equipoise(
         "diagnose", workbench.model, quantized, "--data", workbench.data, "--metric", "accuracy",
-        "--budget", "20", "--html", page, "--quiet",
+        "--budget", "20s", "--html", page, "--quiet",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for words in ("accuracy: 1.0000 in float", "Nodes by damage", "Saturation", "first", "second"):
@@ -57,7 +57,7 @@ def test_tables_name_the_nodes_and_the_page_has_every_row(
 def test_json_is_one_document(workbench, equipoise, quantized: Path) -> None:
     """It reads back as the record."""
     done = equipoise(
-        "diagnose", workbench.model, quantized, "--data", workbench.data, "--budget", "5", "--json"
+        "diagnose", workbench.model, quantized, "--data", workbench.data, "--budget", "5s", "--json"
     )
     assert done.returncode == 0, done.stderr
     found = record.from_json(Diagnosis, json.loads(done.stdout))

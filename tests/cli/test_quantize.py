@@ -169,7 +169,7 @@ def test_bad_requests_are_refused(workbench, equipoise, unlabelled: Path, tmp_pa
     for model, options, code, words in (
         (output, ("--data", unlabelled), 3, "is quantised already"),
         (workbench.model, (), 2, "needs --data, or --synthetic"),
-        (workbench.model, ("--data", unlabelled, "--budget", "soon"), 2, "is no time"),
+        (workbench.model, ("--data", unlabelled, "--budget", "soon"), 2, "--budget 'soon': say"),
         (workbench.model, ("--data", unlabelled, "--nodes-to-exclude", "frist"), 3, "first"),
         (workbench.model, ("--data", unlabelled, "--min-sqnr", "300"), 6, "nothing can run"),
         (workbench.model, ("--data", unlabelled, "--target", "toaster"), 2, "toaster"),

@@ -72,8 +72,10 @@ def test_recipe_file_makes_the_result_again(tune, equipoise, tmp_path: Path) -> 
     ("options", "words"),
     [
         (("--minimise", "speed"), "unknown cost 'speed'"),
-        (("--max-latency", "fast"), "'fast' is no time"),
-        (("--max-size", "8 apples"), "is no size"),
+        (("--max-latency", "fast"), "--max-latency 'fast': say 5ms"),
+        (("--max-latency", "5"), "--max-latency '5': say 5ms"),
+        (("--max-size", "8 apples"), "--max-size '8 apples': say 800kB"),
+        (("--max-memory", "50"), "--max-memory '50': say 800kB"),
         (("--confidence", "2"), "--confidence is 2"),
         (("--budget", "0s"), "--budget"),
         (("--trials", "0"), "--trials is 0"),

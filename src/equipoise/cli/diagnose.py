@@ -22,7 +22,7 @@ def command(
         str, typer.Option(help="Metric to measure besides SQNR, if the data has labels.")
     ] = "",
     samples: Annotated[int, typer.Option(help="Use the first so many samples.")] = 16,
-    budget: Annotated[float, typer.Option(help="Time for the sweeps, in seconds.")] = 60.0,
+    budget: Annotated[str, typer.Option(help="Time for the sweeps, such as 5m.")] = "60s",
     html: Annotated[Path | None, typer.Option(help="Write a page with every row.")] = None,
     task: options.Task = "",
     tokenizer: options.Tokenizer = None,
@@ -60,7 +60,7 @@ def command(
             metric=metric,
             label_names=prepared.record.labels,
             count=samples,
-            budget_s=budget,
+            budget_s=options.seconds(budget, option="--budget"),
             threads=pipeline.job.threads,
         )
         found = _run(settings, observer=observer)

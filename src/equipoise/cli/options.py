@@ -79,34 +79,37 @@ _BYTES = {
 }  # fmt: skip
 
 
-def seconds(text: str) -> float:
-    """Seconds of a time such as ``5ms``, ``90s``, ``5m`` or ``1h``; a number alone is seconds.
+def seconds(text: str, *, option: str) -> float:
+    """Seconds of a time such as ``5ms``, ``90s``, ``5m`` or ``1h``.
 
     Raises:
-        UsageError: A text of another form.
+        UsageError: A text of another form, or a number without a unit.
     """
-    return _quantity(text, _SECONDS, bare="s", hint="is no time: say 5ms, 90s, 5m or 1h")
+    return _quantity(text, _SECONDS, hint=f"{option} {text!r}: say 5ms, 90s, 5m or 1h")
 
 
-def size_bytes(text: str) -> float:
-    """Bytes of a size such as ``8MB`` or ``512KiB``; a number alone is bytes.
+def size_bytes(text: str, *, option: str) -> float:
+    """Bytes of a size such as ``8MB`` or ``512KiB``.
 
     Raises:
-        UsageError: A text of another form.
+        UsageError: A text of another form, or a number without a unit.
     """
-    return _quantity(text, _BYTES, bare="B", hint="is no size: say 800kB, 8MB or 1GiB")
+    return _quantity(text, _BYTES, hint=f"{option} {text!r}: say 800kB, 8MB or 1GiB")
 
 
-def _quantity(text: str, units: Mapping[str, float], *, bare: str, hint: str) -> float:
-    """A number with one of the ``units``, longer names first; ``bare`` where it has none."""
+def _quantity(text: str, units: Mapping[str, float], *, hint: str) -> float:
+    """A number with one of the ``units``, longer names first.
+
+    Without a unit it is refused: 5 may be meant as milliseconds as well as seconds.
+    """
     text = text.strip()
     unit = next((u for u in sorted(units, key=len, reverse=True) if text.endswith(u)), "")
     try:
-        found = float(text.removesuffix(unit)) * units[unit or bare]
-    except ValueError:
+        found = float(text.removesuffix(unit)) * units[unit]
+    except (KeyError, ValueError):
         found = -1.0
     if not 0 <= found < float("inf"):
-        raise UsageError(f"{text!r} {hint}")
+        raise UsageError(hint)
     return found
 
 

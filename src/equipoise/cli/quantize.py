@@ -195,7 +195,7 @@ def command(
             weight_ranges=_weight_ranges(weight_ranges),
             weight_bits=_weight_bits(weight_bits),
             min_sqnr_db=min_sqnr,
-            budget_s=options.seconds(budget),
+            budget_s=options.seconds(budget, option="--budget"),
             float_nodes=options.names(nodes_to_exclude),
         )
     else:

@@ -182,9 +182,11 @@ def study_of(given: StudyOptions, *, output: Path) -> StudySettings | None:
         return None
     from equipoise.compress.study import StudySettings
 
-    budget = options.seconds(given.trial_budget) if given.trial_budget else None
+    budget = given.trial_budget
     return StudySettings(
-        trials=given.trials, budget_s=budget, storage=given.study or output / "study.db"
+        trials=given.trials,
+        budget_s=options.seconds(budget, option="--trial-budget") if budget else None,
+        storage=given.study or output / "study.db",
     )
 
 

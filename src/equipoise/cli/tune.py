@@ -177,7 +177,7 @@ def command(
         workers=workers,
         cluster=cluster,
         storage=storage,
-        memory_limit_bytes=int(options.size_bytes(memory_limit)) if memory_limit else None,
+        memory_limit_bytes=_bytes(memory_limit, option="--memory-limit"),
         command=_command(),
         samples=samples,
         calibration_samples=calibration_samples,
@@ -217,12 +217,13 @@ def _goal(
     from equipoise.search.goal import Goal
 
     unsaid = max_drop is None and min_metric is None
+    latency_s = _seconds(max_latency, option="--max-latency")
     return Goal(
         max_drop=Goal().max_drop if unsaid else max_drop,
         min_metric=min_metric,
-        max_latency_ms=1000 * options.seconds(max_latency) if max_latency else None,
-        max_size_bytes=options.size_bytes(max_size) if max_size else None,
-        max_memory_bytes=options.size_bytes(max_memory) if max_memory else None,
+        max_latency_ms=None if latency_s is None else 1000 * latency_s,
+        max_size_bytes=_bytes(max_size, option="--max-size"),
+        max_memory_bytes=_bytes(max_memory, option="--max-memory"),
         confidence=confidence,
     )
 
@@ -230,7 +231,15 @@ def _goal(
 def _budget(budget: str, trials: int | None) -> Budget:
     from equipoise.search.budget import Budget
 
-    return Budget(seconds=options.seconds(budget) if budget else None, trials=trials)
+    return Budget(seconds=_seconds(budget, option="--budget"), trials=trials)
+
+
+def _seconds(text: str, *, option: str) -> float | None:
+    return options.seconds(text, option=option) if text else None
+
+
+def _bytes(text: str, *, option: str) -> int | None:
+    return int(options.size_bytes(text, option=option)) if text else None
 
 
 def _command() -> str:
