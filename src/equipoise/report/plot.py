@@ -15,6 +15,7 @@ from equipoise.measure.interval import Interval
 from equipoise.report.axes import Axis, Key, axis, view
 from equipoise.report.figures import usable
 from equipoise.report.knee import front, knee
+from equipoise.report.labels import Leader, Place, leaders
 from equipoise.report.rows import Cell, rows
 from equipoise.report.views import COLOURS, GOLD, GRID, View, frame
 from equipoise.search.result import Candidate, TuneResult, Verdict
@@ -30,12 +31,6 @@ _FORBIDDEN: Final = "rgba(210,86,74,.10)"
 _MOST_NAMES: Final = 8
 _MOST_BARS: Final = 15
 """With more candidates the bars of their intervals are drawn faintly."""
-
-_LEADERS: Final = (32, 46, 60, 74)
-"""Lengths of the leaders of names in pixels; they go up and down in turn."""
-
-_AT_EDGE: Final = 0.2
-"""So near to an edge of the plot, as a share of its height, a leader goes the other way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +226,7 @@ def _layout(scene: _Scene, *, x: tuple[float, float], y: tuple[float, float]) ->
             "range": list(y),
         },
         "shapes": limits,
-        "annotations": _names(scene, shown=y),
+        "annotations": _names(scene, x=x, y=y),
     }
 
 
@@ -263,41 +258,48 @@ def _span(start: float, end: float, *, across: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _names(scene: _Scene, *, shown: tuple[float, float]) -> list[dict[str, Any]]:
-    """Names on thin leaders, at four heights in turn, so that neighbours do not overlap."""
-    first = [m for m in scene.marks if m.name == scene.result.chosen]
+def _names(
+    scene: _Scene, *, x: tuple[float, float], y: tuple[float, float]
+) -> list[dict[str, Any]]:
+    """Of the choice, the knee, the baseline and the front, on thin leaders, where there is room."""
+    wanted = _to_name(scene)
+    names = [(_text(mark, scene), _place(mark, x=x, y=y)) for mark in wanted]
+    marks = [_place(mark, x=x, y=y) for mark in scene.marks]
+    found = zip(wanted, leaders(names, marks=marks), strict=True)
+    return [_name(mark, scene, leader=leader) for mark, leader in found if leader is not None]
+
+
+def _to_name(scene: _Scene) -> list[_Mark]:
+    """The most important first."""
     bend = scene.knee
-    wanted = [*first, *([bend] if bend else [])]
+    wanted = [m for m in scene.marks if m.name == scene.result.chosen]
+    wanted += [bend] if bend is not None else []
     wanted += [m for m in scene.allowed if m.candidate.verdict == "baseline"]
     kept = [scene.allowed[i] for i in front(scene.points)]
     wanted += kept if len(kept) <= _MOST_NAMES - 2 else []
-    unique = list({id(mark): mark for mark in wanted}.values())[:_MOST_NAMES]
-    ordered = sorted(unique, key=lambda mark: mark.x.value)
-    return [
-        _name(m, scene, leader=_leader(m.y.value, rank=rank, shown=shown))
-        for rank, m in enumerate(ordered)
-    ]
+    return list({id(mark): mark for mark in wanted}.values())[:_MOST_NAMES]
 
 
-def _leader(at: float, *, rank: int, shown: tuple[float, float]) -> int:
-    """Pixels from the mark to its name, upwards below zero, and not out of the plot."""
-    low, high = shown
-    edge, length = _AT_EDGE * (high - low), _LEADERS[rank % len(_LEADERS)]
-    up = (rank % 2 == 0 or at < low + edge) and at < high - edge
-    return -length if up else length
+def _place(mark: _Mark, *, x: tuple[float, float], y: tuple[float, float]) -> Place:
+    return Place(
+        x=(mark.x.value - x[0]) / (x[1] - x[0]),
+        y=(mark.y.value - y[0]) / (y[1] - y[0]),
+    )
 
 
-def _name(mark: _Mark, scene: _Scene, *, leader: int) -> dict[str, Any]:
-    name, first = html.escape(mark.name), mark.name == scene.result.chosen
-    knee_too = mark is scene.knee
-    text = f"{name} (knee)" if knee_too else name
+def _text(mark: _Mark, scene: _Scene) -> str:
+    return f"{mark.name} (knee)" if mark is scene.knee else mark.name
+
+
+def _name(mark: _Mark, scene: _Scene, *, leader: Leader) -> dict[str, Any]:
+    text, first = html.escape(_text(mark, scene)), mark.name == scene.result.chosen
     return {
         "x": mark.x.value,
         "y": mark.y.value,
         "text": f"<b>{text}</b>" if first else text,
-        "name": "first" if first or knee_too else "other",
-        "ax": 0,
-        "ay": leader,
+        "name": "first" if first or mark is scene.knee else "other",
+        "ax": leader.x,
+        "ay": leader.y,
         "arrowwidth": 0.6,
         "arrowhead": 0,
         "arrowcolor": COLOURS["baseline"],
