@@ -55,22 +55,21 @@ class _Box:
         return not (beside or apart)
 
 
-def leaders(
-    names: Sequence[tuple[str, Place]], *, marks: Sequence[Place], needed: int = 1
-) -> list[Leader | None]:
+def leaders(names: Sequence[tuple[str, Place]], *, marks: Sequence[Place]) -> list[Leader | None]:
     """One for each name; None where there is no room for it that covers no other name or mark.
+
+    The first name is shown in any case.
 
     Args:
         names: What is to be read, the most important first, and the place of its mark.
         marks: All marks of the plot.
-        needed: So many of the first names are shown in any case.
     """
     taken = [_Box(x=m.x * _WIDTH, y=-m.y * _HEIGHT, width=_MARK, height=_MARK) for m in marks]
     found: list[Leader | None] = []
     for number, (text, place) in enumerate(names):
         ways = list(_ways(text, place))
         free = [w for w in ways if not any(_box(text, place, w).covers(box) for box in taken)]
-        chosen = next(iter(free or (ways if number < needed else [])), None)
+        chosen = next(iter(free or (ways if number == 0 else [])), None)
         found.append(chosen)
         if chosen is not None:
             taken.append(_box(text, place, chosen))

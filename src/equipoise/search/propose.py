@@ -135,8 +135,8 @@ class Proposer:
     def exclude_alike(self, point: Point, *, twin: Point) -> None:
         """Learn that the recipes at two points make the same engine.
 
-        Where nothing but the ranges tells static int8 at ``point`` from its twin, they make no
-        difference where at least as much is kept either: only more nodes are in float there.
+        Where nothing but the ranges tells static int8 at ``point`` from its twin, they are
+        taken to make no difference where at least as much is kept: more nodes are in float there.
         """
         ranges, kept = self._index("ranges"), self._index("kept")
         others = [i for i in range(len(point)) if i not in {ranges, kept}]

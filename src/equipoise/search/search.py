@@ -296,10 +296,8 @@ class _Search:
         if isinstance(trial.outcome, Finished):
             self._standing.add(trial.outcome)
         point = trial.proposal.point
-        if changes_nothing(trial) and point is not None:
-            self._proposer.exclude(point, applicable=self._applicable())
-        if trial.kept_db is not None and point is not None:
-            self._exclude_same(point, trial)
+        if point is not None:
+            self._strike(point, trial)
         best = self._best()
         gained = best is not None and (before is None or best.recipe != before.recipe)
         refinement = trial.proposal.origin == "optuna"
@@ -310,13 +308,15 @@ class _Search:
             left_s=self._clock.left_s(),
         )
 
-    def _exclude_same(self, point: Point, trial: Trial) -> None:
-        """What static int8 would make again is not tried."""
-        assert trial.kept_db is not None  # noqa: S101  asked before
-        self._proposer.exclude_same(point, kept_db=trial.kept_db)
-        twin = self._points.get(twin_of(trial))
-        if twin is not None:
-            self._proposer.exclude_alike(point, twin=twin)
+    def _strike(self, point: Point, trial: Trial) -> None:
+        """What the trial at ``point`` shows to be impossible, or the same again, is not tried."""
+        if changes_nothing(trial):
+            self._proposer.exclude(point, applicable=self._applicable())
+        if trial.kept_db is not None:
+            self._proposer.exclude_same(point, kept_db=trial.kept_db)
+            twin = self._points.get(twin_of(trial))
+            if twin is not None:
+                self._proposer.exclude_alike(point, twin=twin)
 
     def _applicable(self) -> list[Point]:
         return [
